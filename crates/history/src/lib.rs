@@ -1,0 +1,1 @@
+//! What happened: the recording of every run, the index over them, and every page told from them.

@@ -1,0 +1,17 @@
+//! Kiln's words as plain data: what a user asks for ([`scenario`]), what will be done ([`plan`],
+//! [`job`]), what happened ([`event`], [`outcome`]), and how host and guest talk ([`protocol`]).
+//!
+//! Nothing here does I/O, reads a clock or draws a random number. The guest uses this crate without
+//! its default feature `text`, and so without serde.
+
+#[cfg(feature = "text")]
+pub mod event;
+mod id;
+#[cfg(feature = "text")]
+pub mod job;
+pub mod outcome;
+#[cfg(feature = "text")]
+pub mod scenario;
+pub mod splat;
+
+pub use id::{NameError, RunId, StageName};

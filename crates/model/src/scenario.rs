@@ -1,0 +1,1 @@
+//! The scenario: what a user asks for, in TOML, checked (`docs/scenario.md`).

@@ -1,0 +1,3 @@
+//! Development tasks: `cargo xtask layers` and friends.
+
+fn main() {}
