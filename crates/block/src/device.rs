@@ -142,10 +142,15 @@ pub enum DeviceError {
     },
 }
 
-/// Refuses a range that does not lie within `size`.
-pub(crate) fn check_range(size: ByteLen, at: ByteOffset, len: ByteLen) -> Result<(), DeviceError> {
+/// Refuses a range that does not lie within `size`; every device starts a call with it.
+pub fn check_range(size: ByteLen, at: ByteOffset, len: ByteLen) -> Result<(), DeviceError> {
     match at.checked_add(len) {
         Some(end) if end.get() <= size.get() => Ok(()),
         _ => Err(DeviceError::OutOfRange { at, len: len.get(), size: size.get() }),
     }
+}
+
+/// How many bytes a row of buffers holds together.
+pub fn buffers_len<B: std::ops::Deref<Target = [u8]>>(buffers: &[B]) -> ByteLen {
+    ByteLen::new(buffers.iter().map(|buffer| buffer.len() as u64).sum())
 }
