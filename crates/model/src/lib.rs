@@ -9,9 +9,11 @@ pub mod event;
 mod id;
 #[cfg(feature = "text")]
 pub mod job;
+pub mod module_index;
 pub mod outcome;
 #[cfg(feature = "text")]
 pub mod scenario;
 pub mod splat;
+pub mod wildcard;
 
 pub use id::{NameError, RunId, StageName};
