@@ -39,6 +39,93 @@ pub struct JobSpec {
     pub modules: Vec<String>,
     /// The stages, in order.
     pub stages: Vec<Stage>,
+    /// Keep the disks of machines on which a stage did not pass, in the run's folder.
+    #[serde(default)]
+    pub keep_disks: bool,
+}
+
+/// Longest job spec that is read, in bytes; scripts travel inside.
+pub const MAX_TEXT: usize = 64 << 20;
+
+/// Why a job spec was refused.
+#[derive(Debug, thiserror::Error)]
+pub enum JobSpecError {
+    /// Longer than any spec.
+    #[error("the job spec has {bytes} bytes, more than {MAX_TEXT}")]
+    TooLong {
+        /// How long it is.
+        bytes: usize,
+    },
+    /// Written by another Kiln.
+    #[error(
+        "the job spec has schema {found}, this build executes {SCHEMA}: use the Kiln that wrote it"
+    )]
+    Schema {
+        /// Its version.
+        found: u64,
+    },
+    /// Not a job spec.
+    #[error("the job spec cannot be read")]
+    Malformed(#[source] serde_json::Error),
+    /// Well formed, but it cannot be executed.
+    #[error("the job spec makes no sense: {0}")]
+    Senseless(&'static str),
+}
+
+impl JobSpec {
+    /// Reads and checks a spec.
+    pub fn parse(text: &str) -> Result<JobSpec, JobSpecError> {
+        if text.len() > MAX_TEXT {
+            return Err(JobSpecError::TooLong { bytes: text.len() });
+        }
+        // The version first: a later schema may have fields this one would refuse with a worse message.
+        let value: serde_json::Value =
+            serde_json::from_str(text).map_err(JobSpecError::Malformed)?;
+        if let Some(found) = value.get("schema").and_then(serde_json::Value::as_u64)
+            && found != u64::from(SCHEMA)
+        {
+            return Err(JobSpecError::Schema { found });
+        }
+        let spec = JobSpec::deserialize(value).map_err(JobSpecError::Malformed)?;
+        spec.check().map_err(JobSpecError::Senseless)?;
+        Ok(spec)
+    }
+
+    /// The spec as text, as [`JobSpec::parse`] reads it.
+    pub fn to_json(&self) -> String {
+        // Plain data with string keys: there is nothing in it that JSON could not say.
+        serde_json::to_string_pretty(self).unwrap_or_default()
+    }
+
+    fn check(&self) -> Result<(), &'static str> {
+        let serial = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+        for (at, disk) in self.disks.iter().enumerate() {
+            if !(1..=20).contains(&disk.serial.len()) || !disk.serial.chars().all(serial) {
+                return Err("a disk's serial is 1 to 20 letters, digits, '-', '_' and '.'");
+            }
+            if disk.size == 0 || !disk.size.is_multiple_of(512) || disk.size > 8 << 40 {
+                return Err("a disk's size is a whole number of sectors, at most 8T");
+            }
+            if self.disks[..at].iter().any(|other| other.serial == disk.serial) {
+                return Err("two disks have the same serial");
+            }
+        }
+        for (at, stage) in self.stages.iter().enumerate() {
+            if self.stages[..at].iter().any(|other| other.name == stage.name) {
+                return Err("two stages have the same name");
+            }
+            if stage.timeout_ms == 0 {
+                return Err("a stage's timeout is zero");
+            }
+        }
+        if self.machine.cpus == 0 || self.machine.memory < 1 << 20 {
+            return Err("the machine has no processor or no memory");
+        }
+        if self.machine.boot_timeout_ms == 0 || self.machine.hang_timeout_ms == 0 {
+            return Err("a timeout of the machine is zero");
+        }
+        Ok(())
+    }
 }
 
 /// The kernel as files.
@@ -51,6 +138,9 @@ pub struct JobKernel {
     pub boot: PathBuf,
     /// Extra parameters, appended to Kiln's own.
     pub parameters: Vec<String>,
+    /// Whether parameters that boot faster but change the kernel's behaviour may be used.
+    #[serde(default)]
+    pub fast: bool,
 }
 
 /// The machine.
@@ -126,4 +216,22 @@ pub enum Suite {
         /// A path in the guest that the script creates when it got to its end.
         completion_file: Option<String>,
     },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_spec_of_another_schema_is_refused_by_its_number_not_by_its_fields() {
+        let error = JobSpec::parse(r#"{"schema": 2, "moon": true}"#).unwrap_err();
+        assert!(error.to_string().contains("schema 2, this build executes 1"), "{error}");
+    }
+
+    #[test]
+    fn hostile_specs_are_refused_without_a_panic() {
+        for text in ["", "[]", "null", "{}", "{\"schema\":1}", &"[".repeat(100_000)] {
+            assert!(JobSpec::parse(text).is_err());
+        }
+    }
 }

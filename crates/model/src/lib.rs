@@ -12,6 +12,8 @@ pub mod job;
 pub mod module_index;
 pub mod outcome;
 #[cfg(feature = "text")]
+pub mod plan;
+#[cfg(feature = "text")]
 pub mod scenario;
 pub mod splat;
 pub mod wildcard;

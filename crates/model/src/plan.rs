@@ -1,0 +1,238 @@
+//! The plan: what a run will do, computed purely from a scenario, a kernel and the user's choices.
+//!
+//! The same input gives the same plan. `kiln plan` prints it; `kiln run` turns it into a [`JobSpec`] once the
+//! image is there ([`Plan::job_spec`]).
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::event::KernelIdentity;
+use crate::job::{self, JobKernel, JobSpec, Machine};
+use crate::scenario::{Disk, MachineWish, Scenario, Script, Stage, TimeLimit};
+use crate::wildcard::matches;
+use crate::{RunId, StageName, scenario};
+
+/// What the user chose on top of the scenario.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Choices {
+    /// Stages by name or [wildcard](crate::wildcard); empty means all.
+    pub stages: Vec<String>,
+    /// Variables for every stage; these win over the scenario's.
+    pub environment: Vec<(String, String)>,
+    /// Arguments appended to every stage's own.
+    pub arguments: Vec<String>,
+    /// A timeout for every stage, whatever the scenario says.
+    pub timeout: Option<TimeLimit>,
+    /// Wishes that win over the scenario's: environment variables and flags.
+    pub machine: MachineWish,
+    /// Wishes the scenario wins over: user and project configuration.
+    pub machine_defaults: MachineWish,
+    /// Keep the disks of stages that did not pass.
+    pub keep_disks: bool,
+}
+
+/// What a run will do.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Plan {
+    /// The scenario's name.
+    pub scenario: String,
+    /// The kernel under test.
+    pub kernel: KernelIdentity,
+    /// The machine.
+    pub machine: Machine,
+    /// Kernel parameters beyond Kiln's own.
+    pub kernel_parameters: Vec<String>,
+    /// Whether parameters that change the kernel's behaviour may be used to boot faster.
+    pub fast: bool,
+    /// The disks of every machine.
+    pub disks: Vec<Disk>,
+    /// Environment of every stage, sorted by name.
+    pub environment: Vec<(String, String)>,
+    /// The chosen stages, in the scenario's order.
+    pub stages: Vec<Stage>,
+    /// The stages that were not chosen.
+    pub left_out: Vec<StageName>,
+    /// Keep the disks of stages that did not pass.
+    pub keep_disks: bool,
+}
+
+/// Why there is no plan.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PlanError {
+    /// The scenario has no stages at all.
+    #[error("scenario {scenario} has no stages: it is for `kiln shell {scenario}`")]
+    NoStages {
+        /// Its name.
+        scenario: String,
+    },
+    /// A pattern chose nothing.
+    #[error("no stage of {scenario} matches {pattern:?}{}; its stages: {}", meant(nearest.as_deref()), stages.join(", "))]
+    NothingSelected {
+        /// The scenario's name.
+        scenario: String,
+        /// The pattern, as the user wrote it.
+        pattern: String,
+        /// A stage with nearly that name.
+        nearest: Option<String>,
+        /// What there is to choose from.
+        stages: Vec<String>,
+    },
+    /// A chosen variable that cannot be handed to a process.
+    #[error("{why}")]
+    Variable {
+        /// The rule it breaks.
+        why: String,
+    },
+}
+
+fn meant(nearest: Option<&str>) -> String {
+    nearest.map_or_else(String::new, |name| format!(" (did you mean {name}?)"))
+}
+
+/// A stage whose script file nobody read; see [`Scenario::load_scripts`].
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the script of stage {stage} was not read")]
+pub struct UnreadScript {
+    /// Which stage.
+    pub stage: StageName,
+}
+
+/// What a job needs and a plan cannot know: where things are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct JobPlaces {
+    /// The run.
+    pub run: RunId,
+    /// Its folder.
+    pub folder: PathBuf,
+    /// The kernel image to boot.
+    pub boot: PathBuf,
+    /// The initramfs to boot.
+    pub initramfs: PathBuf,
+    /// Kernel modules to load before the first stage.
+    pub modules: Vec<String>,
+}
+
+/// Computes what a run will do.
+pub fn plan(
+    scenario: &Scenario,
+    kernel: &KernelIdentity,
+    choices: &Choices,
+) -> Result<Plan, PlanError> {
+    if scenario.stages.is_empty() {
+        return Err(PlanError::NoStages { scenario: scenario.name.clone() });
+    }
+    for pattern in &choices.stages {
+        if !scenario.stages.iter().any(|stage| matches(pattern, stage.name.as_str())) {
+            return Err(PlanError::NothingSelected {
+                scenario: scenario.name.clone(),
+                pattern: pattern.chars().take(200).collect(),
+                nearest: scenario::nearest_stage(pattern, &scenario.stages),
+                stages: scenario.stages.iter().map(|stage| stage.name.to_string()).collect(),
+            });
+        }
+    }
+    for (name, value) in &choices.environment {
+        scenario::check_variable(name, value).map_err(|why| PlanError::Variable { why })?;
+    }
+    let chosen = |stage: &Stage| {
+        choices.stages.is_empty()
+            || choices.stages.iter().any(|pattern| matches(pattern, stage.name.as_str()))
+    };
+    let mut stages = Vec::new();
+    let mut left_out = Vec::new();
+    for stage in &scenario.stages {
+        if !chosen(stage) {
+            left_out.push(stage.name.clone());
+            continue;
+        }
+        let mut stage = stage.clone();
+        stage.arguments.extend(choices.arguments.iter().cloned());
+        stage.timeout = choices.timeout.unwrap_or(stage.timeout);
+        // What the user sets for every stage also wins over what one stage sets for itself.
+        stage.environment = merged(&stage.environment, &[]);
+        stage
+            .environment
+            .retain(|(name, _)| !choices.environment.iter().any(|(chosen, _)| chosen == name));
+        stages.push(stage);
+    }
+    let wish =
+        choices.machine.clone().over(&scenario.machine.clone().over(&choices.machine_defaults));
+    Ok(Plan {
+        scenario: scenario.name.clone(),
+        kernel: kernel.clone(),
+        machine: wish.settle(),
+        kernel_parameters: wish.kernel_parameters,
+        fast: wish.fast.unwrap_or(false),
+        disks: scenario.disks.clone(),
+        environment: merged(&scenario.environment, &choices.environment),
+        stages,
+        left_out,
+        keep_disks: choices.keep_disks,
+    })
+}
+
+impl Plan {
+    /// The longest the run can take: every stage to its timeout, with a fresh machine after each.
+    pub fn longest(&self) -> Duration {
+        let boot = Duration::from_millis(self.machine.boot_timeout_ms);
+        self.stages.iter().fold(Duration::ZERO, |sum, stage| {
+            sum.saturating_add(boot).saturating_add(stage.timeout.get())
+        })
+    }
+
+    /// The plan as one job.
+    pub fn job_spec(&self, places: JobPlaces) -> Result<JobSpec, UnreadScript> {
+        let stages = self.stages.iter().map(job_stage).collect::<Result<Vec<_>, _>>()?;
+        Ok(JobSpec {
+            schema: job::SCHEMA,
+            run: places.run,
+            job: "job-1".to_owned(),
+            folder: places.folder,
+            kernel: JobKernel {
+                identity: self.kernel.clone(),
+                boot: places.boot,
+                parameters: self.kernel_parameters.clone(),
+                fast: self.fast,
+            },
+            initramfs: places.initramfs,
+            machine: self.machine.clone(),
+            disks: self
+                .disks
+                .iter()
+                .map(|disk| job::Disk { serial: disk.serial.clone(), size: disk.size.get() })
+                .collect(),
+            environment: self.environment.clone(),
+            modules: places.modules,
+            stages,
+            keep_disks: self.keep_disks,
+        })
+    }
+}
+
+fn job_stage(stage: &Stage) -> Result<job::Stage, UnreadScript> {
+    let Script::Text(text) = &stage.script else {
+        return Err(UnreadScript { stage: stage.name.clone() });
+    };
+    Ok(job::Stage {
+        name: stage.name.clone(),
+        suite: job::Suite::Script {
+            text: text.clone(),
+            arguments: stage.arguments.clone(),
+            completion_file: stage.completion_file.clone(),
+        },
+        timeout_ms: stage.timeout.as_millis(),
+        fresh: stage.fresh,
+        environment: stage.environment.clone(),
+        artifacts: stage.artifacts.clone(),
+    })
+}
+
+/// `above` wins, and within each the later pair; sorted by name.
+fn merged(below: &[(String, String)], above: &[(String, String)]) -> Vec<(String, String)> {
+    let all: std::collections::BTreeMap<&str, &str> =
+        below.iter().chain(above).map(|(name, value)| (name.as_str(), value.as_str())).collect();
+    all.into_iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
+}
+
+#[cfg(test)]
+mod tests;
