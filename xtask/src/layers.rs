@@ -65,6 +65,9 @@ const RULES: &[Rule] = &[
     rule("xtask", 0, &[]),
 ];
 
+/// Edges that exist in tests only. The guest's executable is driven from outside, in a machine.
+const TEST_EDGES: &[(&str, &str)] = &[("kiln-guest", "kiln-vm")];
+
 /// Heavy dependencies, and the crates that may pay for them.
 const QUARANTINE: &[(&str, &[&str])] =
     &[("rusqlite", &["kiln-history"]), ("clap", &["kiln-cli"]), ("indicatif", &["kiln-cli"])];
@@ -137,6 +140,10 @@ fn import_finding(own: &Rule, import: &Dependency) -> Option<String> {
         });
     }
     if !import.name.starts_with("kiln-") || import.name == own.package {
+        return None;
+    }
+    let in_tests = import.kind.as_deref() == Some("dev");
+    if in_tests && TEST_EDGES.contains(&(own.package, import.name.as_str())) {
         return None;
     }
     let Some(other) = find(&import.name) else {
@@ -218,6 +225,13 @@ mod tests {
             ["kiln-history imports kiln-vm in its tests: that edge is not drawn; it may import \
               kiln-model"]
         );
+    }
+
+    #[test]
+    fn an_edge_for_tests_is_none_for_the_program() {
+        assert_eq!(judge("kiln-guest", vec![import("kiln-vm", Some("dev"))]), Vec::<String>::new());
+        assert_eq!(judge("kiln-guest", vec![import("kiln-vm", None)]).len(), 1);
+        assert_eq!(judge("kiln-guest", vec![import("kiln-image", Some("dev"))]).len(), 1);
     }
 
     #[test]
