@@ -1,1 +1,26 @@
 //! What happened: the recording of every run, the index over them, and every page told from them.
+//!
+//! The recording is the truth: a folder per run, written by [`Recorder`] while the run goes on and read by
+//! [`RunSummary::read`]. Everything else is derived and can be made again: the [`Index`], a [`diff`](RunDiff), [`junit()`],
+//! a [`Replay`] in the terminal, the [`site`] of static pages, and its [`publish()`]ed copy on a branch.
+//!
+//! Nothing here is needed to run a test, so nothing that breaks here can fail one.
+
+mod append;
+mod cast;
+mod error;
+mod folder;
+mod lines;
+mod recorder;
+#[cfg(test)]
+mod sample;
+mod summary;
+
+pub use cast::{CastEvent, CastHeader, CastKind, CastReader, STAGE_TERMINAL, TerminalSize};
+pub use error::HistoryError;
+pub use folder::{RunFolder, run_ids};
+pub use recorder::{LARGEST_CAST, Recorder};
+pub use summary::{
+    Artifact, Damage, MachineSummary, Note, RunState, RunSummary, StageSummary, SummaryBuilder,
+    for_each_event, read_events, read_runs,
+};
