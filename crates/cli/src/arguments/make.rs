@@ -1,0 +1,136 @@
+//! Kernels, images and jobs: the parts of a run as tools of their own.
+
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand};
+
+/// Fetch, list and remove kernels.
+#[derive(Debug, Subcommand)]
+pub(crate) enum KernelCommand {
+    Fetch(KernelFetchArgs),
+    /// List the kernels Kiln knows: fetched ones, and those in /boot
+    #[command(after_help = "Examples:\n  kiln kernel ls\n  kiln kernel ls --format json")]
+    Ls,
+    /// Remove a fetched kernel from the cache
+    #[command(after_help = "Examples:\n  kiln kernel rm 6.12.117+deb12-cloud-amd64")]
+    Rm(KernelNameArgs),
+    /// Print where a kernel's files are
+    #[command(after_help = "Examples:\n  kiln kernel path 6.12.117+deb12-cloud-amd64")]
+    Path(KernelNameArgs),
+}
+
+/// Download a distribution's kernel into the cache
+///
+/// Needs no root and installs nothing: the package is unpacked into Kiln's cache. Its digest is checked against
+/// the distribution's index.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  kiln kernel fetch debian
+  kiln kernel fetch debian 6.1 --flavour amd64")]
+pub(crate) struct KernelFetchArgs {
+    /// Whose kernel
+    #[arg(value_name = "DISTRIBUTION", value_parser = ["debian"])]
+    pub(crate) distribution: String,
+
+    /// The start of its release, such as 6.1; by default the newest
+    #[arg(value_name = "VERSION")]
+    pub(crate) version: Option<String>,
+
+    /// Which build: cloud-amd64 is small, amd64 has every driver
+    #[arg(long, value_name = "FLAVOUR", default_value = "cloud-amd64")]
+    pub(crate) flavour: String,
+}
+
+/// Names one kernel.
+#[derive(Debug, Args)]
+pub(crate) struct KernelNameArgs {
+    /// Its release, or the start of it if unique
+    #[arg(value_name = "RELEASE")]
+    pub(crate) release: String,
+}
+
+/// Build, list and inspect guest images.
+#[derive(Debug, Subcommand)]
+pub(crate) enum ImageCommand {
+    Build(ImageBuildArgs),
+    /// List the images in the cache
+    #[command(after_help = "Examples:\n  kiln image ls")]
+    Ls,
+    /// Remove one image from the cache
+    #[command(after_help = "Examples:\n  kiln image rm 3f2a9c")]
+    Rm(ImageInspectArgs),
+    Prune(ImagePruneArgs),
+    /// List what is inside an image
+    #[command(
+        after_help = "Examples:\n  kiln image inspect 3f2a9c\n  kiln image inspect image.cpio"
+    )]
+    Inspect(ImageInspectArgs),
+}
+
+/// Build a scenario's image, or find it in the cache, and print its path
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  kiln image build btrfs-smoke
+  kiln image build my.toml --kernel ~/linux --output my.cpio")]
+pub(crate) struct ImageBuildArgs {
+    /// A scenario file, or the name of one that ships with Kiln
+    #[arg(value_name = "SCENARIO")]
+    pub(crate) scenario: String,
+
+    /// A built kernel tree, a vmlinuz with its modules beside it, or a release from `kiln kernel ls`
+    #[arg(long, short, value_name = "KERNEL")]
+    pub(crate) kernel: Option<String>,
+
+    /// Also copy it here
+    #[arg(long, short, value_name = "FILE")]
+    pub(crate) output: Option<PathBuf>,
+}
+
+/// Names one image.
+#[derive(Debug, Args)]
+pub(crate) struct ImageInspectArgs {
+    /// A key from `kiln image ls`, a unique prefix of one, or a file
+    #[arg(value_name = "IMAGE")]
+    pub(crate) image: String,
+}
+
+/// Remove images nobody used for a while
+///
+/// Always safe: an image that is needed again is built again.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  kiln image prune --dry-run
+  kiln image prune --unused-for 1d")]
+pub(crate) struct ImagePruneArgs {
+    /// Keep what was used within this time
+    #[arg(long, value_name = "TIME", default_value = "14d")]
+    pub(crate) unused_for: String,
+
+    /// Only say what would go, and how much that is
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+}
+
+/// Execute a job spec.
+#[derive(Debug, Subcommand)]
+pub(crate) enum JobCommand {
+    Exec(JobExecArgs),
+}
+
+/// Execute one job and write its events to stdout, one JSON object per line
+///
+/// Nothing but the spec is consulted: neither configuration nor environment. The job ends when stdin does,
+/// so that it never outlives who started it; `--detached` ignores stdin.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  kiln plan my.toml --format json | jq .job > job.json
+  kiln job exec --detached job.json")]
+pub(crate) struct JobExecArgs {
+    /// The spec (`docs/formats/job-spec.md`)
+    #[arg(value_name = "SPEC")]
+    pub(crate) spec: PathBuf,
+
+    /// Do not watch stdin
+    #[arg(long)]
+    pub(crate) detached: bool,
+}

@@ -1,0 +1,185 @@
+//! `run`, `shell` and `plan`: the commands that turn a scenario into machines.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+/// Which scenario on which kernel.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct TargetArgs {
+    /// A scenario file, or the name of one that ships with Kiln (`kiln plan --list` names them)
+    #[arg(value_name = "SCENARIO")]
+    pub(crate) scenario: Option<String>,
+
+    /// A built kernel tree, a vmlinuz with its modules beside it, or a release from `kiln kernel ls`
+    #[arg(long, short, value_name = "KERNEL", help_heading = "What to test")]
+    pub(crate) kernel: Option<String>,
+
+    /// Only stages whose name matches; `*` and `?` match any text and any character
+    #[arg(long = "stage", short, value_name = "PATTERN", help_heading = "What to test")]
+    pub(crate) stages: Vec<String>,
+}
+
+/// The machine, where it should differ from the scenario.
+#[derive(Clone, Debug, Default, Args)]
+#[command(next_help_heading = "Machine")]
+pub(crate) struct MachineArgs {
+    /// Memory of the machine, such as 512M or 2G
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) memory: Option<String>,
+
+    /// Number of its processors
+    #[arg(long, value_name = "COUNT")]
+    pub(crate) cpus: Option<String>,
+
+    /// What executes the guest: auto, kvm or tcg
+    #[arg(long, value_name = "KIND")]
+    pub(crate) acceleration: Option<String>,
+
+    /// The emulator, if not the qemu-system-x86_64 on the PATH
+    #[arg(long, value_name = "FILE")]
+    pub(crate) qemu: Option<String>,
+
+    /// How long a boot may take until the guest answers, such as 90s
+    #[arg(long, value_name = "TIME")]
+    pub(crate) boot_timeout: Option<String>,
+
+    /// Neither output nor heartbeat for this long is a hang
+    #[arg(long, value_name = "TIME")]
+    pub(crate) hang_timeout: Option<String>,
+
+    /// Another kernel parameter, such as `slub_debug=FZP`; may be repeated
+    #[arg(long = "parameter", value_name = "TEXT")]
+    pub(crate) parameters: Vec<String>,
+
+    /// Allow kernel parameters that boot faster but change the kernel's behaviour
+    #[arg(long)]
+    pub(crate) fast: bool,
+}
+
+/// Run a scenario's stages in throwaway virtual machines
+///
+/// Disks are made afresh for every machine and deleted with it. A stage that crashes the kernel, hangs or
+/// runs out of time ends with that outcome, and the next stage gets a fresh machine. Everything is recorded
+/// in a folder of its own, named at the end. Ctrl-C once lets the running stage finish and starts no
+/// other; twice kills.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  kiln run btrfs-smoke
+  kiln run my.toml --kernel ~/linux --stage 'scrub*'
+  kiln run my.toml --env MOUNT_OPTIONS=compress=zstd -- -g quick
+  kiln run --rerun last
+  git bisect run kiln run --bisect my.toml --kernel .")]
+pub(crate) struct RunArgs {
+    #[command(flatten)]
+    pub(crate) target: TargetArgs,
+
+    /// Run again what failed or never ran in an earlier run: an id, a unique prefix of one, or `last`
+    #[arg(long, value_name = "RUN", conflicts_with_all = ["scenario", "stages"], help_heading = "What to test")]
+    pub(crate) rerun: Option<String>,
+
+    /// Keep the disks of stages that did not pass, in the run's folder
+    #[arg(long, help_heading = "What to keep")]
+    pub(crate) keep: bool,
+
+    /// Also write the results as JUnit XML
+    #[arg(long, value_name = "FILE", help_heading = "What to keep")]
+    pub(crate) junit: Option<PathBuf>,
+
+    /// Give every stage this long, whatever the scenario says
+    #[arg(long, value_name = "TIME", help_heading = "What to test")]
+    pub(crate) timeout: Option<String>,
+
+    /// Set a variable for every stage; may be repeated
+    #[arg(long = "env", short, value_name = "NAME=VALUE", value_parser = variable, help_heading = "What to test")]
+    pub(crate) environment: Vec<(String, String)>,
+
+    /// Exit with 125 when the kernel could not be tested, as `git bisect run` wants it
+    #[arg(long, help_heading = "Output")]
+    pub(crate) bisect: bool,
+
+    #[command(flatten)]
+    pub(crate) machine: MachineArgs,
+
+    /// Arguments handed to every stage's script
+    #[arg(last = true, value_name = "ARGS")]
+    pub(crate) arguments: Vec<String>,
+}
+
+/// Open a root shell in the scenario's virtual machine
+///
+/// Boots the same image with the same disks as `kiln run` would, but runs no stage. Leave with `exit` or
+/// Ctrl-D; the shell's exit status is Kiln's. Without a terminal, stdin is read as the shell's script.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  kiln shell btrfs-smoke
+  kiln shell my.toml --kernel ~/linux --memory 2G
+  echo 'uname -r; exit 3' | kiln shell simple-example; echo $?
+  kiln shell simple-example -- dmesg")]
+pub(crate) struct ShellArgs {
+    /// A scenario file, or the name of one that ships with Kiln
+    #[arg(value_name = "SCENARIO", default_value = "simple-example")]
+    pub(crate) scenario: String,
+
+    /// A built kernel tree, a vmlinuz with its modules beside it, or a release from `kiln kernel ls`
+    #[arg(long, short, value_name = "KERNEL")]
+    pub(crate) kernel: Option<String>,
+
+    /// Set a variable in the shell; may be repeated
+    #[arg(long = "env", short, value_name = "NAME=VALUE", value_parser = variable)]
+    pub(crate) environment: Vec<(String, String)>,
+
+    #[command(flatten)]
+    pub(crate) machine: MachineArgs,
+
+    /// Run this instead of an interactive shell
+    #[arg(last = true, value_name = "COMMAND")]
+    pub(crate) command: Vec<String>,
+}
+
+/// Say what a run would do, and do nothing
+///
+/// Names the kernel, the image (and whether it is in the cache), the machine, the disks and the stages in order.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  kiln plan btrfs-raid5-scrub
+  kiln plan my.toml --kernel ~/linux --format json
+  kiln plan --list")]
+pub(crate) struct PlanArgs {
+    #[command(flatten)]
+    pub(crate) target: TargetArgs,
+
+    /// List the scenarios that ship with Kiln
+    #[arg(long, conflicts_with_all = ["scenario", "stages", "kernel"])]
+    pub(crate) list: bool,
+
+    #[command(flatten)]
+    pub(crate) machine: MachineArgs,
+}
+
+fn variable(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((name, value)) if is_variable_name(name) => Ok((name.to_owned(), value.to_owned())),
+        Some((name, _)) => Err(format!("{name:?} cannot name a variable")),
+        None => Err("write NAME=VALUE".to_owned()),
+    }
+}
+
+fn is_variable_name(name: &str) -> bool {
+    name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_')
+        && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_variable_keeps_every_equals_sign_after_the_first() {
+        assert_eq!(variable("A=b=c"), Ok(("A".into(), "b=c".into())));
+        assert_eq!(variable("A="), Ok(("A".into(), String::new())));
+        for bad in ["A", "=b", "1A=b", "A B=c"] {
+            assert!(variable(bad).is_err(), "{bad}");
+        }
+    }
+}
