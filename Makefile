@@ -5,6 +5,10 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 
+# Cargo takes a relative folder from where it is started, build scripts from where they are.
+ifdef CARGO_TARGET_DIR
+export CARGO_TARGET_DIR := $(abspath $(CARGO_TARGET_DIR))
+endif
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 KILN   := $(TARGET)/release/kiln
 PREFIX ?= /usr/local
@@ -12,7 +16,10 @@ PREFIX ?= /usr/local
 DEMO   := btrfs-smoke ext4-smoke xfs-smoke btrfs-raid5-scrub
 CARGO_BENCHES := $(wildcard crates/*/benches/*.rs)
 
-export PATH := $(CURDIR)/target/tools/bin:$(PATH):/usr/sbin:/sbin
+export PATH := $(abspath $(TARGET))/tools/bin:$(PATH):/usr/sbin:/sbin
+
+# Each step needs what the one before it made; cargo itself uses every processor.
+.NOTPARALLEL:
 
 .PHONY: help demo test bench build guest player kernel install bootstrap clean
 
