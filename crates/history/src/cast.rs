@@ -214,7 +214,7 @@ mod tests {
     #[test]
     fn nonsense_after_the_header_is_skipped() {
         let text = "{\"version\":2,\"width\":80,\"height\":12}\n[-1,\"o\",\"a\"]\n[1e400,\"o\",\"b\"]\n{}\n[1,\"o\"]\n[9,\"r\",\"0x0\"]\n[2.0,\"o\",\"c\"]\n[1.0,\"o\",\"d\"]\n[3,\"o\",\"to";
-        let texts: Vec<_> = events(text).into_iter().map(|(at, kind)| (at, kind)).collect();
+        let texts = events(text);
         assert_eq!(texts[0], (0, CastKind::Output("a".into())));
         assert_eq!(texts[texts.len() - 1].1, CastKind::Output("d".into()));
         assert!(texts.windows(2).all(|pair| pair[0].0 <= pair[1].0), "time runs forwards");

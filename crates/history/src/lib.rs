@@ -8,18 +8,29 @@
 
 mod append;
 mod cast;
+mod diff;
 mod error;
 mod folder;
+pub mod hostile;
+mod index;
+mod junit;
 mod lines;
 mod recorder;
+mod replay;
 #[cfg(test)]
 mod sample;
+mod standing;
 mod summary;
 
 pub use cast::{CastEvent, CastHeader, CastKind, CastReader, STAGE_TERMINAL, TerminalSize};
+pub use diff::{Change, DurationChange, NewSplat, Noise, RunDiff};
 pub use error::HistoryError;
 pub use folder::{RunFolder, run_ids};
+pub use index::{Index, Refreshed, RunFilter, RunRow, SeenSplat};
+pub use junit::junit;
 pub use recorder::{LARGEST_CAST, Recorder};
+pub use replay::{Frame, Replay, ReplayOptions};
+pub use standing::{Past, Standing, WINDOW};
 pub use summary::{
     Artifact, Damage, MachineSummary, Note, RunState, RunSummary, StageSummary, SummaryBuilder,
     for_each_event, read_events, read_runs,
