@@ -9,6 +9,8 @@ mod failure;
 mod home;
 mod hostile;
 mod reference;
+mod reporter;
+mod rerun;
 mod session;
 mod terminal;
 

@@ -177,13 +177,13 @@ mod tests {
             // From the first `kiln` up to the first thing that is the shell's business.
             let words = example.split_ascii_whitespace().skip_while(|word| *word != "kiln");
             let words = words.take_while(|word| !matches!(*word, "|" | ">" | "#"));
-            let mut ended = false;
-            let words: Vec<String> = words
-                .take_while(|word| !std::mem::replace(&mut ended, ended || word.ends_with(';')))
-                .map(|word| word.trim_end_matches(';').trim_matches('\'').to_owned())
-                .collect();
+            let mut words: Vec<&str> = words.collect();
+            let end =
+                words.iter().position(|word| word.ends_with(';')).map_or(words.len(), |at| at + 1);
+            words.truncate(end);
+            let words = words.iter().map(|word| word.trim_end_matches(';').trim_matches('\''));
             use clap::Parser as _;
-            let parsed = Arguments::try_parse_from(&words);
+            let parsed = Arguments::try_parse_from(words);
             assert!(parsed.is_ok(), "{example}: {}", parsed.unwrap_err());
         }
     }

@@ -75,7 +75,7 @@ pub(crate) struct RunArgs {
     pub(crate) target: TargetArgs,
 
     /// Run again what failed or never ran in an earlier run: an id, a unique prefix of one, or `last`
-    #[arg(long, value_name = "RUN", conflicts_with_all = ["scenario", "stages"], help_heading = "What to test")]
+    #[arg(long, value_name = "RUN", conflicts_with = "scenario", help_heading = "What to test")]
     pub(crate) rerun: Option<String>,
 
     /// Keep the disks of stages that did not pass, in the run's folder
