@@ -1,0 +1,187 @@
+//! One job: the stages of a plan, one after the other, on as many machines as that takes.
+//!
+//! A machine is made when a stage needs one and kept while it can be trusted: a stage that asks for a fresh machine
+//! gets one, and so does the stage after one that crashed, hung, ran out of time or broke its machine. A stage whose
+//! machine does not come up ends with the reason; after [`BOOT_ATTEMPTS`] of them in a row the rest is not run,
+//! because a kernel that does not boot will not boot for the next stage either.
+//!
+//! Everything that happens is told to an [`EventSink`]; files go into the run's folder (`docs/formats/recording.md`).
+
+mod flood;
+mod machine;
+mod scratch;
+mod stage;
+
+use std::time::{Duration, Instant};
+
+use kiln_model::event::{Happening, NoteLevel};
+use kiln_model::job::{JobSpec, Stage};
+use kiln_model::outcome::Outcome;
+
+use crate::sink::{EventSink, note, tell};
+use crate::stop::{StopToken, Urgency};
+use crate::watch::{Gone, Sign};
+use machine::{Machine, Machines, News};
+use stage::{Console, StageRun};
+
+/// So many machines in a row may fail to boot.
+pub const BOOT_ATTEMPTS: u32 = 2;
+
+struct Execution<'a> {
+    spec: &'a JobSpec,
+    sink: &'a mut dyn EventSink,
+    stop: &'a StopToken,
+    epoch: Instant,
+    machines_made: u32,
+    failed_boots: u32,
+}
+
+/// A machine that came up, and whether a stage has used it.
+struct Live {
+    machine: Box<dyn Machine>,
+    number: u32,
+    used: bool,
+    console: Console,
+}
+
+/// What a stage leaves behind.
+struct Aftermath {
+    outcome: Outcome,
+    machine_usable: bool,
+}
+
+impl<'a> Execution<'a> {
+    fn new(spec: &'a JobSpec, sink: &'a mut dyn EventSink, stop: &'a StopToken) -> Execution<'a> {
+        Execution { spec, sink, stop, epoch: Instant::now(), machines_made: 0, failed_boots: 0 }
+    }
+
+    fn all(mut self, machines: &mut dyn Machines) {
+        let spec = self.spec;
+        let mut live: Option<Live> = None;
+        for stage in &spec.stages {
+            if let Some(reason) = self.reason_not_to_run() {
+                self.end_stage(stage, Outcome::NotRun { reason }, 0);
+                continue;
+            }
+            let used = live.as_ref().is_some_and(|live| live.used);
+            let sound = live.as_mut().is_none_or(|live| self.is_sound(live));
+            if !sound || (stage.fresh && used) {
+                self.farewell(live.take(), sound);
+            }
+            if live.is_none() {
+                match self.boot(machines) {
+                    Ok(machine) => live = Some(machine),
+                    Err((vm, outcome)) => {
+                        tell(self.sink, Happening::StageStarted { stage: stage.name.clone(), vm });
+                        self.end_stage(stage, outcome, 0);
+                        continue;
+                    }
+                }
+            }
+            let Some(on) = live.as_mut() else { continue };
+            let began = self.now();
+            tell(self.sink, Happening::StageStarted { stage: stage.name.clone(), vm: on.number });
+            let aftermath = self.run_stage(stage, on);
+            let took = self.now().saturating_sub(began);
+            self.end_stage(stage, aftermath.outcome, millis(took));
+            if !aftermath.machine_usable {
+                self.farewell(live.take(), false);
+            }
+        }
+        self.farewell(live.take(), true);
+    }
+
+    fn reason_not_to_run(&self) -> Option<String> {
+        if self.stop.urgency() > Urgency::GoOn {
+            return Some("interrupted".to_owned());
+        }
+        (self.failed_boots >= BOOT_ATTEMPTS)
+            .then(|| format!("{BOOT_ATTEMPTS} machines in a row did not boot"))
+    }
+
+    fn boot(&mut self, machines: &mut dyn Machines) -> Result<Live, (u32, Outcome)> {
+        self.machines_made += 1;
+        let number = self.machines_made;
+        let started = machines.start(number);
+        let booted = match started {
+            Ok(machine) => {
+                let (acceleration, pid) = machine.identity();
+                tell(self.sink, Happening::VmStarted { vm: number, acceleration, pid });
+                let console = Console::new(number);
+                let mut live = Live { machine, number, used: false, console };
+                match self.await_ready(&mut live) {
+                    Ok(()) => Ok(live),
+                    Err(outcome) => {
+                        self.farewell(Some(live), false);
+                        Err(outcome)
+                    }
+                }
+            }
+            Err(reason) => Err(Outcome::Broken { reason }),
+        };
+        match booted {
+            Ok(live) => {
+                self.failed_boots = 0;
+                Ok(live)
+            }
+            Err(outcome) => {
+                self.failed_boots += u32::from(!matches!(outcome, Outcome::NotRun { .. }));
+                Err((number, outcome))
+            }
+        }
+    }
+
+    /// Whether a machine that waits for its next stage can still be trusted. One that crashed between two
+    /// stages must not be blamed on the second.
+    fn is_sound(&mut self, live: &mut Live) -> bool {
+        let mut sound = true;
+        while let Some(News::Sign(sign)) = live.machine.next(Duration::ZERO) {
+            let lost = match &sign {
+                Sign::Splat(splat) if splat.kind.is_fatal() => Some(splat.signature.clone()),
+                Sign::Gone(Gone::ByGuest(how) | Gone::ByHost(how)) => Some(how.clone()),
+                Sign::AgentLost(why) => Some(why.clone()),
+                _ => None,
+            };
+            let now = self.now();
+            self.tell_sign(live, None, now, sign);
+            if let Some(how) = lost {
+                self.warn(format!("machine {} was lost between two stages: {how}", live.number));
+                sound = false;
+            }
+        }
+        sound
+    }
+
+    fn run_stage(&mut self, stage: &Stage, live: &mut Live) -> Aftermath {
+        live.used = true;
+        StageRun::new(self, stage, live).run()
+    }
+
+    fn farewell(&mut self, live: Option<Live>, politely: bool) {
+        let Some(mut live) = live else { return };
+        live.console.finish(self.sink, None);
+        let politely = politely && self.stop.urgency() < Urgency::Kill;
+        let how = live.machine.end(politely);
+        tell(self.sink, Happening::VmEnded { vm: live.number, how });
+    }
+
+    fn end_stage(&mut self, stage: &Stage, outcome: Outcome, took_ms: u64) {
+        tell(self.sink, Happening::StageEnded { stage: stage.name.clone(), outcome, took_ms });
+    }
+
+    fn warn(&mut self, text: impl Into<String>) {
+        note(self.sink, NoteLevel::Warning, text);
+    }
+
+    /// Time since the job began.
+    fn now(&self) -> Duration {
+        self.epoch.elapsed()
+    }
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests;
