@@ -4,7 +4,9 @@
 //! [`Vm`] is the machine. A machine belongs to its owner: dropped, killed or orphaned, its processes are gone
 //! ([`lifeline`]). What it prints is recorded ([`console`]) and searched for the kernel's reports ([`splat`]).
 
+pub mod agent;
 pub mod console;
 pub mod lifeline;
+pub mod probe;
 pub mod qmp;
 pub mod splat;

@@ -90,7 +90,8 @@ pub fn parse(line: &[u8]) -> Result<Message, NotAMessage> {
         return Err(NotAMessage);
     };
     if let Some(greeting) = object.get("QMP") {
-        let part = |name| greeting.pointer(&format!("/version/qemu/{name}")).and_then(Value::as_u64);
+        let part =
+            |name| greeting.pointer(&format!("/version/qemu/{name}")).and_then(Value::as_u64);
         let version = ["major", "minor", "micro"].map(|name| part(name).unwrap_or(0));
         return Ok(Message::Greeting { version });
     }
@@ -169,7 +170,9 @@ impl Client {
         let wait = deadline.saturating_duration_since(Instant::now());
         client.version = greeted.recv_timeout(wait).map_err(|error| match error {
             RecvTimeoutError::Disconnected => QmpError::Closed,
-            RecvTimeoutError::Timeout => QmpError::Silent { command: "greeting".into(), waited: wait },
+            RecvTimeoutError::Timeout => {
+                QmpError::Silent { command: "greeting".into(), waited: wait }
+            }
         })?;
         let wait = deadline.saturating_duration_since(Instant::now());
         client.execute("qmp_capabilities", Value::Null, wait)?;

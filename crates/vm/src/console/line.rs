@@ -126,7 +126,8 @@ mod tests {
 
     #[test]
     fn a_kernel_line_is_told_from_a_programs_by_its_stamp() {
-        let found = lines(&[b"[    1.0000", b"02] sysrq: x\r\n[ 9.000001][   T58]  y\nplain\n[x] z"]);
+        let found =
+            lines(&[b"[    1.0000", b"02] sysrq: x\r\n[ 9.000001][   T58]  y\nplain\n[x] z"]);
         let texts: Vec<_> =
             found.iter().map(|l| (l.stamp, l.caller.as_deref(), l.text.as_str())).collect();
         assert_eq!(

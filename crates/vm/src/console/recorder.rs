@@ -29,8 +29,7 @@ impl Recorder {
     /// # Errors
     /// When the file cannot be created.
     pub fn create(path: &Path, limit: u64) -> io::Result<Recorder> {
-        let file =
-            File::options().read(true).write(true).create(true).truncate(true).open(path)?;
+        let file = File::options().read(true).write(true).create(true).truncate(true).open(path)?;
         let ring = limit.max(SMALLEST) / 2;
         Ok(Recorder { file, path: path.to_owned(), head: ring, ring, seen: 0, broken: false })
     }
@@ -93,7 +92,8 @@ impl Recorder {
         let (newer, older) = tail.split_at_mut(size - turn);
         self.file.read_exact_at(newer, oldest)?;
         self.file.read_exact_at(older, self.head)?;
-        let note = format!("\n[kiln: {} bytes of console output left out here]\n", self.seen - kept);
+        let note =
+            format!("\n[kiln: {} bytes of console output left out here]\n", self.seen - kept);
         self.file.write_all_at(note.as_bytes(), self.head)?;
         self.file.write_all_at(&tail, self.head + note.len() as u64)
     }

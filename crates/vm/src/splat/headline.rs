@@ -97,8 +97,7 @@ fn lockup(text: &str) -> Option<Headline> {
         return Some(Headline::new(SplatKind::SoftLockup, "workqueue lockup").sure());
     }
     if bare.starts_with("Watchdog detected hard LOCKUP on cpu")
-        || bare.starts_with("CPU")
-            && bare.contains(": Watchdog detected hard LOCKUP")
+        || bare.starts_with("CPU") && bare.contains(": Watchdog detected hard LOCKUP")
     {
         return Some(Headline::new(SplatKind::HardLockup, "CPU stuck with interrupts off"));
     }
@@ -108,7 +107,9 @@ fn lockup(text: &str) -> Option<Headline> {
     {
         return Some(Headline::new(SplatKind::HungTask, "task blocked"));
     }
-    if info.contains("detected stall") || info.contains("self-detected stall") || info.contains("detected expedited stalls")
+    if info.contains("detected stall")
+        || info.contains("self-detected stall")
+        || info.contains("detected expedited stalls")
     {
         let flavour = info.split(' ').next().unwrap_or("rcu");
         return Some(Headline::new(SplatKind::RcuStall, flavour));
@@ -182,10 +183,7 @@ fn warning(text: &str) -> Option<Headline> {
         });
     }
     let lockdep = ["lock", "RCU usage", "unsafe", "sleeping"];
-    lockdep
-        .iter()
-        .any(|word| what.contains(word))
-        .then(|| Headline::new(SplatKind::Lockdep, what))
+    lockdep.iter().any(|word| what.contains(word)).then(|| Headline::new(SplatKind::Lockdep, what))
 }
 
 fn out_of_memory(text: &str) -> Option<Headline> {

@@ -158,8 +158,12 @@ impl Detector {
     }
 
     fn close_where(&mut self, each: &mut impl FnMut(Splat), mut which: impl FnMut(&Open) -> bool) {
-        let mut speakers: Vec<_> =
-            self.open.iter().filter(|(_, open)| which(open)).map(|(speaker, _)| speaker.clone()).collect();
+        let mut speakers: Vec<_> = self
+            .open
+            .iter()
+            .filter(|(_, open)| which(open))
+            .map(|(speaker, _)| speaker.clone())
+            .collect();
         speakers.sort_unstable();
         for speaker in speakers {
             self.close(&speaker, each);
@@ -216,8 +220,18 @@ impl Open {
 
     fn learn(&mut self, text: &str) {
         let marks = [
-            "Call Trace:", "<TASK>", "<IRQ>", "<NMI>", "RIP: ", "Modules linked in:", "Hardware name:",
-            "stack backtrace:", "CPU: ", "Mem-Info:", "task:", "Workqueue: ",
+            "Call Trace:",
+            "<TASK>",
+            "<IRQ>",
+            "<NMI>",
+            "RIP: ",
+            "Modules linked in:",
+            "Hardware name:",
+            "stack backtrace:",
+            "CPU: ",
+            "Mem-Info:",
+            "task:",
+            "Workqueue: ",
         ];
         if marks.iter().any(|mark| text.starts_with(mark)) {
             self.confirmed = true;
@@ -243,7 +257,8 @@ impl Open {
             self.at_lock = function(place).map(str::to_owned);
         }
         if self.head.kind == SplatKind::OomKill
-            && let Some(Headline { kind: SplatKind::OomKill, subject: Some(comm), .. }) = headline(text)
+            && let Some(Headline { kind: SplatKind::OomKill, subject: Some(comm), .. }) =
+                headline(text)
         {
             self.head.subject = Some(comm);
             self.confirmed = true;
@@ -253,7 +268,10 @@ impl Open {
     fn named_by_trace(&self) -> bool {
         matches!(
             self.head.kind,
-            SplatKind::HungTask | SplatKind::RcuStall | SplatKind::HardLockup | SplatKind::SoftLockup
+            SplatKind::HungTask
+                | SplatKind::RcuStall
+                | SplatKind::HardLockup
+                | SplatKind::SoftLockup
         )
     }
 
@@ -263,7 +281,9 @@ impl Open {
         }
         match self.head.kind {
             SplatKind::Panic => text.starts_with("Kernel Offset:"),
-            SplatKind::HungTask | SplatKind::SoftLockup | SplatKind::HardLockup => text == "</TASK>",
+            SplatKind::HungTask | SplatKind::SoftLockup | SplatKind::HardLockup => {
+                text == "</TASK>"
+            }
             SplatKind::Lockdep => text == "</TASK>",
             SplatKind::Kasan | SplatKind::Kcsan | SplatKind::Kmsan | SplatKind::Ubsan => {
                 self.confirmed && text.starts_with("=====")

@@ -7,17 +7,52 @@ const MAX_FUNCTION: usize = 100;
 
 /// Functions a sleeping or warning task is always in: they say how it waits, not for what.
 const WAITING: &[&str] = &[
-    "__schedule", "schedule", "schedule_timeout", "schedule_preempt_disabled", "io_schedule",
-    "io_schedule_timeout", "schedule_hrtimeout_range_clock", "schedule_rtlock", "context_switch",
-    "preempt_schedule_irq", "__mutex_lock", "__mutex_lock_slowpath", "mutex_lock",
-    "mutex_lock_nested", "__mutex_lock_common", "rwsem_down_read_slowpath",
-    "rwsem_down_write_slowpath", "down_read", "down_write", "down", "__down", "__down_common",
-    "wait_for_completion", "__wait_for_common", "do_wait_for_common", "wait_for_common",
-    "wait_for_completion_io", "bit_wait", "bit_wait_io", "__wait_on_bit", "__wait_on_bit_lock",
-    "out_of_line_wait_on_bit", "folio_wait_bit_common", "folio_wait_bit", "__folio_lock",
-    "rt_mutex_schedule", "rwbase_write_lock", "percpu_down_write", "percpu_rwsem_wait",
-    "__percpu_down_read", "blk_mq_get_tag", "wait_on_page_bit", "dump_stack", "dump_stack_lvl",
-    "show_stack", "asm_sysvec_apic_timer_interrupt",
+    "__schedule",
+    "schedule",
+    "schedule_timeout",
+    "schedule_preempt_disabled",
+    "io_schedule",
+    "io_schedule_timeout",
+    "schedule_hrtimeout_range_clock",
+    "schedule_rtlock",
+    "context_switch",
+    "preempt_schedule_irq",
+    "__mutex_lock",
+    "__mutex_lock_slowpath",
+    "mutex_lock",
+    "mutex_lock_nested",
+    "__mutex_lock_common",
+    "rwsem_down_read_slowpath",
+    "rwsem_down_write_slowpath",
+    "down_read",
+    "down_write",
+    "down",
+    "__down",
+    "__down_common",
+    "wait_for_completion",
+    "__wait_for_common",
+    "do_wait_for_common",
+    "wait_for_common",
+    "wait_for_completion_io",
+    "bit_wait",
+    "bit_wait_io",
+    "__wait_on_bit",
+    "__wait_on_bit_lock",
+    "out_of_line_wait_on_bit",
+    "folio_wait_bit_common",
+    "folio_wait_bit",
+    "__folio_lock",
+    "rt_mutex_schedule",
+    "rwbase_write_lock",
+    "percpu_down_write",
+    "percpu_rwsem_wait",
+    "__percpu_down_read",
+    "blk_mq_get_tag",
+    "wait_on_page_bit",
+    "dump_stack",
+    "dump_stack_lvl",
+    "show_stack",
+    "asm_sysvec_apic_timer_interrupt",
 ];
 
 /// Whether a function only says how a task waits.
@@ -56,9 +91,8 @@ pub(super) fn normal(text: &str) -> String {
 fn normal_word(word: &str, out: &mut String) {
     let mut rest = word;
     while let Some(first) = rest.chars().next() {
-        let end = |part: &str, good: fn(char) -> bool| {
-            part.find(|c| !good(c)).unwrap_or(part.len())
-        };
+        let end =
+            |part: &str, good: fn(char) -> bool| part.find(|c| !good(c)).unwrap_or(part.len());
         if first.is_ascii_alphanumeric() || first == '_' {
             let (run, later) = rest.split_at(end(rest, |c| c.is_ascii_alphanumeric() || c == '_'));
             out.push_str(if is_changing_number(run) { "#" } else { run });
@@ -87,7 +121,11 @@ pub(super) fn without_line_numbers(text: &str) -> String {
         .trim_end_matches('!')
         .split_whitespace()
         .map(|word| match word.split_once(':') {
-            Some((file, line)) if file.contains('.') && line.starts_with(|c: char| c.is_ascii_digit()) => file,
+            Some((file, line))
+                if file.contains('.') && line.starts_with(|c: char| c.is_ascii_digit()) =>
+            {
+                file
+            }
             _ => word,
         })
         .collect();
@@ -116,7 +154,10 @@ mod tests {
 
     #[test]
     fn numbers_that_change_from_run_to_run_do_not_reach_the_signature() {
-        assert_eq!(normal("Attempted to kill init! exitcode=0x0000000b"), "Attempted to kill init! exitcode=#");
+        assert_eq!(
+            normal("Attempted to kill init! exitcode=0x0000000b"),
+            "Attempted to kill init! exitcode=#"
+        );
         assert_eq!(normal("ext4 raid5 ffff888012345678 17 \x1b[31m"), "ext4 raid5 # # ?[31m");
         assert_eq!(without_line_numbers("fs/btrfs/inode.c:1234!"), "fs/btrfs/inode.c");
         assert_eq!(function("btrfs_x.isra.0+0x1a/0x20 [btrfs]"), Some("btrfs_x"));
