@@ -2,7 +2,7 @@
 //!
 //! [`Scenario::parse`] is the only way in, so holding a [`Scenario`] proves that every rule of the page was
 //! kept. Every refusal names its line. Reading script files is left to the caller ([`Scenario::load_scripts`]),
-//! as is what `[guest]` means: that table belongs to the image builder, which gets it as it was written.
+//! as is what `[guest]` means: the image builder reads that table from the same text.
 
 mod error;
 mod nearest;
@@ -41,8 +41,6 @@ pub struct Scenario {
     pub name: String,
     /// One line on what it is for; may be empty.
     pub description: String,
-    /// What goes into the guest.
-    pub guest: Guest,
     /// What it asks of the machine.
     pub machine: MachineWish,
     /// The disks, counted out: `count = 6` has become six.
@@ -51,15 +49,6 @@ pub struct Scenario {
     pub environment: Vec<(String, String)>,
     /// The stages, in order; a scenario for `kiln shell` has none.
     pub stages: Vec<Stage>,
-}
-
-/// The `[guest]` table as it was written, with the line of each of its keys.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Guest {
-    /// The table; empty where the scenario has none.
-    pub table: toml::Table,
-    /// `binaries` → its line; nested keys with dots.
-    pub lines: BTreeMap<String, usize>,
 }
 
 /// One disk: sparse, empty at first, found in the guest by its serial.
@@ -87,7 +76,7 @@ impl Scenario {
             return Err(root.value_error("name", rule));
         }
         let description = root.string("description")?.map(|d| d.value).unwrap_or_default();
-        let guest = Guest::read(&root, text)?;
+        root.expect_table("guest")?;
         let machine = match root.table("vm", wish::KEYS)? {
             Some(section) => MachineWish::read(&section)?,
             None => MachineWish::default(),
@@ -95,7 +84,7 @@ impl Scenario {
         let disks = read_disks(&root)?;
         let environment = stages::read_environment(&root)?;
         let stages = stages::read_stages(&root)?;
-        Ok(Scenario { name: name.value, description, guest, machine, disks, environment, stages })
+        Ok(Scenario { name: name.value, description, machine, disks, environment, stages })
     }
 
     /// Replaces every script that was named as a file by its text, which `read` fetches. Paths are as
@@ -111,19 +100,6 @@ impl Scenario {
             }
         }
         Ok(self)
-    }
-}
-
-impl Guest {
-    fn read(root: &Section<'_, '_>, text: &str) -> Result<Guest, ScenarioError> {
-        let Some(lines) = root.lines_below("guest")? else { return Ok(Guest::default()) };
-        // The document parsed once already, so this second reading as plain values cannot fail.
-        let mut whole: toml::Table = text.parse().unwrap_or_default();
-        let table = match whole.remove("guest") {
-            Some(toml::Value::Table(table)) => table,
-            _ => toml::Table::new(),
-        };
-        Ok(Guest { table, lines })
     }
 }
 

@@ -1,7 +1,6 @@
 //! A TOML table with a memory of where it stood: every value is taken with its line, unknown keys are
 //! refused at once.
 
-use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::ops::Range;
 use std::str::FromStr;
@@ -246,28 +245,13 @@ impl<'d, 't> Section<'d, 't> {
         Ok(sections)
     }
 
-    /// The line of every key below a table, by dotted path; `None` where the table is absent.
-    pub(super) fn lines_below(
-        &self,
-        key: &str,
-    ) -> Result<Option<BTreeMap<String, usize>>, ScenarioError> {
-        let Some(value) = self.value(key) else { return Ok(None) };
-        let DeValue::Table(table) = value.get_ref() else {
-            return Err(self.kind_error(key, "a table", value));
-        };
-        let mut lines = BTreeMap::new();
-        self.note_lines(table, "", &mut lines);
-        Ok(Some(lines))
-    }
-
-    // Depth is bounded by the TOML reader, which refuses deep nesting.
-    fn note_lines(&self, table: &DeTable<'t>, prefix: &str, lines: &mut BTreeMap<String, usize>) {
-        for (name, value) in table {
-            let path = format!("{prefix}{}", name.get_ref());
-            if let DeValue::Table(inner) = value.get_ref() {
-                self.note_lines(inner, &format!("{path}."), lines);
+    /// Refuses a value that is no table, without looking into it.
+    pub(super) fn expect_table(&self, key: &str) -> Result<(), ScenarioError> {
+        match self.value(key) {
+            Some(value) if !matches!(value.get_ref(), DeValue::Table(_)) => {
+                Err(self.kind_error(key, "a table", value))
             }
-            lines.insert(path, self.document.line(&name.span()));
+            _ => Ok(()),
         }
     }
 }
