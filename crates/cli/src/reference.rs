@@ -26,7 +26,9 @@ pub(crate) fn markdown() -> String {
          anew, and a test fails when it is out of date.\n\n",
     );
     let mut root = command().term_width(WIDTH);
-    for command in root.get_subcommands().filter(|command| !command.is_hide_set()) {
+    // `help` has no section: it only leads to the others'.
+    let described = |command: &&Command| !command.is_hide_set() && command.get_name() != "help";
+    for command in root.get_subcommands().filter(described) {
         let about = command.get_about().map(ToString::to_string).unwrap_or_default();
         let name = command.get_name();
         let _infallible = writeln!(page, "- [`kiln {name}`](#kiln-{name}): {about}");
