@@ -26,13 +26,13 @@ export PATH := $(abspath $(TARGET))/tools/bin:$(PATH):/usr/sbin:/sbin
 help: ## Say what can be made
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-demo: build kernel ## From nothing to a report: install, build, fetch a kernel, run four scenarios in VMs
+demo: build ## From nothing to a report: install, build, fetch a kernel, run four scenarios in VMs
 	@script/demo $(KILN) $(DEMO)
 
 test: ## Everything that must hold before a change lands (script/test --help names the steps)
 	@script/test
 
-bench: build kernel ## Measure what Kiln promises to be fast at
+bench: build ## Measure what Kiln promises to be fast at
 	@script/bench $(KILN) $(CARGO_BENCHES)
 
 build: bootstrap player guest ## The release build: one program, target/release/kiln, that works alone
@@ -44,8 +44,8 @@ guest: ## The guest executable: PID 1 and agent, static
 player: ## The terminal player that reports embed
 	@script/player
 
-kernel: build ## Fetch a Debian kernel into Kiln's cache
-	@$(KILN) kernel fetch debian
+kernel: bootstrap ## Fetch a Debian kernel into Kiln's cache, for tests
+	cargo run --quiet --locked --package kiln-cli -- kernel fetch debian
 
 install: build ## Install kiln, its manual and completions under PREFIX (/usr/local)
 	install -D -m 755 $(KILN) $(DESTDIR)$(PREFIX)/bin/kiln
