@@ -40,7 +40,7 @@ pub struct CachedKernel {
     pub package: String,
     /// The version of the package alone.
     pub version: String,
-    /// SHA-256 of the package, which was verified.
+    /// SHA-256 of the package, which was verified; of several, joined by `+`.
     pub sha256: String,
 }
 

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use super::packages::{self, Package};
+use super::packages::{self, Package, Part};
 use super::{FetchError, FetchRequest, Progress};
 
 /// How often a download is begun.
@@ -74,12 +74,11 @@ impl Apt {
 
     /// Reads the kernels of apt's lists. None if apt is not there, or fails.
     fn read_lists(&mut self) -> Option<()> {
-        let names = output(self.command("apt-cache").args(["pkgnames", "linux-image-"]))?;
-        let wanted: Vec<&str> = names
-            .lines()
-            .filter(|name| name.ends_with("-amd64") && !name.ends_with("-unsigned"))
-            .take(500)
-            .collect();
+        let mut names = String::new();
+        for prefix in packages::PREFIXES {
+            names += &output(self.command("apt-cache").args(["pkgnames", prefix]))?;
+        }
+        let wanted: Vec<&str> = names.lines().filter(|name| name.ends_with("-amd64")).collect();
         if wanted.is_empty() {
             return Some(());
         }
@@ -111,7 +110,7 @@ impl Apt {
 
     pub(super) fn download(
         &mut self,
-        package: &Package,
+        part: &Part,
         deb: &Path,
         progress: &mut dyn FnMut(Progress<'_>),
     ) -> Result<(), FetchError> {
@@ -121,18 +120,14 @@ impl Apt {
         let mut tries = 0;
         loop {
             let mut command = self.command("apt-get");
-            let name = format!("{}={}", package.name, package.version);
+            let name = format!("{}={}", part.name, part.version);
             command.args(["-q", "download", &name]).current_dir(&dir).stdout(Stdio::null());
             let mut report = || {
-                let done = largest(&dir).map_or(0, |(_, size)| size).min(package.size);
-                progress(Progress::Downloading {
-                    package: &package.name,
-                    done,
-                    total: package.size,
-                });
+                let done = largest(&dir).map_or(0, |(_, size)| size).min(part.size);
+                progress(Progress::Downloading { package: &part.name, done, total: part.size });
             };
             let result = run(command, "apt-get", &mut report);
-            let found = largest(&dir).filter(|(_, size)| *size == package.size);
+            let found = largest(&dir).filter(|(_, size)| *size == part.size);
             match (result, found) {
                 (Ok(()), Some((file, _))) => {
                     fs::rename(&file, deb).map_err(|e| FetchError::io("move", &file, e))?;
@@ -141,7 +136,7 @@ impl Apt {
                 (result, _) => {
                     let error = result.err().unwrap_or_else(|| FetchError::Program {
                         program: "apt-get",
-                        message: format!("{} did not arrive whole", package.name),
+                        message: format!("{} did not arrive whole", part.name),
                     });
                     tries += 1;
                     if tries == TRIES {

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use super::apt::run;
-use super::packages::{self, Package};
+use super::packages::{self, Package, Part};
 use super::{FetchError, Progress};
 use crate::kernel::compression;
 
@@ -63,28 +63,24 @@ impl Mirror {
 
     pub(super) fn download(
         &mut self,
-        package: &Package,
+        part: &Part,
         deb: &Path,
         progress: &mut dyn FnMut(Progress<'_>),
     ) -> Result<(), FetchError> {
-        let url = format!("{}/{}", self.url, package.filename);
-        let part = deb.with_extension("part");
+        let url = format!("{}/{}", self.url, part.filename);
+        let partial = deb.with_extension("part");
         let mut tries = 0;
         loop {
             // What an earlier call left is continued, unless it is already too much.
-            if size(&part) > package.size {
-                let _ = fs::remove_file(&part);
+            if size(&partial) > part.size {
+                let _ = fs::remove_file(&partial);
             }
-            if size(&part) < package.size {
+            if size(&partial) < part.size {
                 let mut command = curl();
-                command.args(["--continue-at", "-", "--output"]).arg(&part).arg(&url);
+                command.args(["--continue-at", "-", "--output"]).arg(&partial).arg(&url);
                 let mut report = || {
-                    let done = size(&part);
-                    progress(Progress::Downloading {
-                        package: &package.name,
-                        done,
-                        total: package.size,
-                    });
+                    let done = size(&partial);
+                    progress(Progress::Downloading { package: &part.name, done, total: part.size });
                 };
                 let result = run(command, "curl", &mut report);
                 if let Err(error) = result {
@@ -96,7 +92,7 @@ impl Mirror {
                     continue;
                 }
             }
-            return fs::rename(&part, deb).map_err(|e| FetchError::io("move", &part, e));
+            return fs::rename(&partial, deb).map_err(|e| FetchError::io("move", &partial, e));
         }
     }
 }

@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 
 use super::{CachedKernel, DebError, KernelCache, KernelError};
 use crate::kernel::version;
-use packages::Package;
+use packages::{Package, Part};
 
 pub use packages::parse as parse_package_list;
 
@@ -216,26 +216,28 @@ pub fn fetch(
     std::fs::create_dir_all(&work).map_err(|source| FetchError::io("create", &work, source))?;
     let mut source = open(origin, &work, request, progress)?;
     let package = choose(request, source.packages())?;
-    if let Some(kernel) = cache.get(&package.release).filter(|k| k.sha256 == package.sha256) {
+    let same = |kernel: &CachedKernel| kernel.sha256 == package.sha256();
+    if let Some(kernel) = cache.get(&package.release).filter(same) {
         return Ok(kernel);
     }
-    let deb = work.join(format!("{}.deb", package.sha256));
-    if !verified(&deb, &package)? {
-        source.download(&package, &deb, progress)?;
-        if !verified(&deb, &package)? {
-            let found = sha256::of_file(&deb).map_err(|e| FetchError::io("read", &deb, e))?;
-            let _ = std::fs::remove_file(&deb);
-            return Err(FetchError::Digest {
-                package: package.name,
-                expected: package.sha256,
-                found,
-            });
+    let mut debs = Vec::new();
+    for part in &package.parts {
+        let deb = work.join(format!("{}.deb", part.sha256));
+        if !verified(&deb, part)? {
+            source.download(part, &deb, progress)?;
+            if !verified(&deb, part)? {
+                let found = sha256::of_file(&deb).map_err(|e| FetchError::io("read", &deb, e))?;
+                let _ = std::fs::remove_file(&deb);
+                let (package, expected) = (part.name.clone(), part.sha256.clone());
+                return Err(FetchError::Digest { package, expected, found });
+            }
         }
+        debs.push(deb);
     }
-    let kernel = unpack::into_cache(&deb, &package, cache, &work, progress)?;
-    // Only its bytes are gone if this fails; the next fetch overwrites it.
-    let _ = std::fs::remove_file(&deb);
-    Ok(kernel)
+    let kernel = unpack::into_cache(&debs, &package, cache, &work, progress);
+    // What cannot be unpacked will not unpack better later; and if this fails, bytes are wasted.
+    debs.iter().for_each(|deb| drop(std::fs::remove_file(deb)));
+    kernel
 }
 
 /// A list of packages and a way to get one.
@@ -254,13 +256,13 @@ impl Source {
 
     fn download(
         &mut self,
-        package: &Package,
+        part: &Part,
         deb: &Path,
         progress: &mut dyn FnMut(Progress<'_>),
     ) -> Result<(), FetchError> {
         match self {
-            Source::Apt(apt) => apt.download(package, deb, progress),
-            Source::Mirror(mirror) => mirror.download(package, deb, progress),
+            Source::Apt(apt) => apt.download(part, deb, progress),
+            Source::Mirror(mirror) => mirror.download(part, deb, progress),
         }
     }
 }
@@ -299,9 +301,9 @@ fn choose(request: &FetchRequest, packages: &[Package]) -> Result<Package, Fetch
     })
 }
 
-fn verified(deb: &Path, package: &Package) -> Result<bool, FetchError> {
+fn verified(deb: &Path, part: &Part) -> Result<bool, FetchError> {
     match sha256::of_file(deb) {
-        Ok(found) => Ok(found == package.sha256),
+        Ok(found) => Ok(found == part.sha256),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
         Err(source) => Err(FetchError::io("read", deb, source)),
     }

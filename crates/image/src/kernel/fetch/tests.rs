@@ -17,13 +17,17 @@ impl Shelf {
 
     fn add(&mut self, release: &str, version: &str, files: &[(&str, &[u8])]) {
         let bytes = deb(files);
-        let filename = format!("pool/{release}_{version}.deb");
+        let filename = format!("pool/{}_{version}.deb", release.replace(' ', "_"));
         let path = self.dir.path().join("mirror").join(&filename);
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         fs::write(&path, &bytes).unwrap();
         let sha256 = sha256::of_file(&path).unwrap();
+        let name = match release.split_once(' ') {
+            Some((prefix, release)) => format!("{prefix}{release}"),
+            None => format!("linux-image-{release}"),
+        };
         self.list += &format!(
-            "Package: linux-image-{release}\nVersion: {version}\nFilename: {filename}\n\
+            "Package: {name}\nVersion: {version}\nFilename: {filename}\n\
              Size: {}\nSHA256: {sha256}\nDescription: a kernel\n more of it\n\n",
             bytes.len()
         );
@@ -148,6 +152,31 @@ fn packages_that_are_not_kernels_are_refused() {
         fetch(&FetchRequest::default(), &shelf.open(), &shelf.cache(), &mut |_| {}).unwrap_err();
     assert!(matches!(error, FetchError::Unpack { source: DebError::UnsafePath(_), .. }), "{error}");
     assert!(shelf.cache().list().unwrap().is_empty());
+}
+
+#[test]
+fn a_kernel_in_several_packages_is_put_together() {
+    let mut shelf = Shelf::new();
+    let (release, version) = ("7.2.11+deb13-cloud-amd64", "7.2.11-1~bpo13+1");
+    let image = boot_image(release, b"x");
+    let vmlinuz = format!("./usr/lib/modules/{release}/vmlinuz");
+    let thing = format!("./usr/lib/modules/{release}/kernel/fs/thing.ko");
+    let builtin = format!("./usr/lib/modules/{release}/modules.builtin");
+    shelf.add(release, version, &[("./usr/share/doc/x", b"doc")]);
+    shelf.add(&format!("linux-binary- {release}"), version, &[(&vmlinuz, &image)]);
+    shelf.add(&format!("linux-base- {release}"), version, &[(&builtin, b"kernel/x.ko\n")]);
+    shelf.add(&format!("linux-modules- {release}"), version, &[(&thing, &module(&[("a", "b")]))]);
+    shelf.add(&format!("linux-modules- {release}"), "7.2.10-1", &[("./boot/wrong", b"")]);
+    let kernel =
+        fetch(&FetchRequest::default(), &shelf.open(), &shelf.cache(), &mut |_| {}).unwrap();
+    assert!(kernel.image().exists());
+    let modules = kernel.path.join("lib/modules").join(release);
+    assert!(modules.join("kernel/fs/thing.ko").exists());
+    assert!(modules.join("modules.builtin").exists());
+    assert_eq!(kernel.sha256.len(), 64 + 1 + 64 + 1 + 64);
+    let again = FetchRequest { refresh: true, ..FetchRequest::default() };
+    let mut quiet = |step: Progress<'_>| assert!(matches!(step, Progress::Asking(_)), "{step:?}");
+    assert_eq!(fetch(&again, &shelf.open(), &shelf.cache(), &mut quiet).unwrap(), kernel);
 }
 
 #[test]
