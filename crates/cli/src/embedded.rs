@@ -1,4 +1,4 @@
-//! What travels inside the `kiln` binary: the guest executable and the shipped scenarios.
+//! The guest executable, which travels inside the `kiln` binary.
 
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
@@ -8,29 +8,6 @@ use crate::failure::{Explain as _, Failure};
 
 mod generated {
     include!(concat!(env!("OUT_DIR"), "/embedded.rs"));
-}
-
-/// A scenario that ships with Kiln.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Shipped {
-    /// What it is called on the command line.
-    pub(crate) name: &'static str,
-    /// Its TOML.
-    pub(crate) text: &'static str,
-}
-
-/// Every shipped scenario, by name.
-pub(crate) fn scenarios() -> impl Iterator<Item = Shipped> {
-    generated::FILES.iter().filter_map(|(path, bytes)| {
-        let name = path.strip_prefix("scenarios/")?.strip_suffix(".toml")?;
-        let text = std::str::from_utf8(bytes).ok()?;
-        (!name.contains('/')).then_some(Shipped { name, text })
-    })
-}
-
-/// A shipped file, by its path in the source tree (`scenarios/btrfs/scrub.sh`).
-pub(crate) fn file(path: &str) -> Option<&'static [u8]> {
-    generated::FILES.iter().find(|(name, _)| *name == path).map(|(_, bytes)| *bytes)
 }
 
 /// Whether a guest executable was built in.

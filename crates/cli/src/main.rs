@@ -12,6 +12,7 @@ mod reference;
 mod reporter;
 mod rerun;
 mod session;
+mod signals;
 mod terminal;
 
 use std::process::ExitCode;
@@ -23,6 +24,10 @@ use exit::Exit;
 use failure::Failure;
 
 fn main() -> ExitCode {
+    // The probe of KVM runs in a process of its own, which is this program again.
+    if let Some(code) = kiln_vm::probe::take_over() {
+        return code;
+    }
     // A panic is our bug; Rust's own status for it, 101, already means that a build failed.
     let ended = std::panic::catch_unwind(run);
     let exit = match ended {

@@ -9,7 +9,7 @@ use clap::{Args, Subcommand};
 #[command(after_help = "Examples:
   kiln runs
   kiln runs --scenario btrfs-smoke --limit 5
-  kiln runs --format json | jq -r '.[].run'")]
+  kiln runs --format json | jq -r '.[].id'")]
 pub(crate) struct RunsArgs {
     /// Only runs of this scenario
     #[arg(long, value_name = "NAME")]
@@ -17,12 +17,16 @@ pub(crate) struct RunsArgs {
 
     /// At most this many
     #[arg(long, short = 'n', value_name = "COUNT", default_value_t = 20)]
-    pub(crate) limit: usize,
+    pub(crate) limit: u32,
+
+    /// Only runs that ended so: passed, failed, broken, interrupted, empty or running
+    #[arg(long, value_name = "WORD")]
+    pub(crate) verdict: Option<String>,
 }
 
 /// Show one run: its stages, their outcomes, and where everything was recorded
 ///
-/// A run is named by its id, a unique prefix of it, or `last`.
+/// A run is named by its id, a unique prefix of it, `last`, or `last~1` for the one before.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   kiln show last
@@ -59,7 +63,7 @@ pub(crate) struct ReplayArgs {
 /// Compare two runs: what fails now, what was fixed, what is slower
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
-  kiln diff 20261120 last
+  kiln diff last~1 last
   kiln diff 20261120 last --format json")]
 pub(crate) struct DiffArgs {
     /// The run to compare with

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Subcommand};
+use clap::{Args, Subcommand, ValueEnum};
 
 /// Fetch, list and remove kernels.
 #[derive(Debug, Subcommand)]
@@ -14,7 +14,7 @@ pub(crate) enum KernelCommand {
     /// Remove a fetched kernel from the cache
     #[command(after_help = "Examples:\n  kiln kernel rm 6.12.117+deb12-cloud-amd64")]
     Rm(KernelNameArgs),
-    /// Print where a kernel's files are
+    /// Print where a kernel's boot image is
     #[command(after_help = "Examples:\n  kiln kernel path 6.12.117+deb12-cloud-amd64")]
     Path(KernelNameArgs),
 }
@@ -26,7 +26,7 @@ pub(crate) enum KernelCommand {
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   kiln kernel fetch debian
-  kiln kernel fetch debian 6.1 --flavour amd64")]
+  kiln kernel fetch debian 6.1 --flavour generic")]
 pub(crate) struct KernelFetchArgs {
     /// Whose kernel
     #[arg(value_name = "DISTRIBUTION", value_parser = ["debian"])]
@@ -36,9 +36,22 @@ pub(crate) struct KernelFetchArgs {
     #[arg(value_name = "VERSION")]
     pub(crate) version: Option<String>,
 
-    /// Which build: cloud-amd64 is small, amd64 has every driver
-    #[arg(long, value_name = "FLAVOUR", default_value = "cloud-amd64")]
-    pub(crate) flavour: String,
+    /// Which build
+    #[arg(long, value_enum, value_name = "FLAVOUR", default_value_t = KernelFlavour::Cloud)]
+    pub(crate) flavour: KernelFlavour,
+
+    /// Ask for the newest again although one is there that would do
+    #[arg(long)]
+    pub(crate) refresh: bool,
+}
+
+/// Which build of a distribution's kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum KernelFlavour {
+    /// For virtual machines: few drivers, quick to fetch
+    Cloud,
+    /// For any machine
+    Generic,
 }
 
 /// Names one kernel.
@@ -119,18 +132,15 @@ pub(crate) enum JobCommand {
 
 /// Execute one job and write its events to stdout, one JSON object per line
 ///
-/// Nothing but the spec is consulted: neither configuration nor environment. The job ends when stdin does,
-/// so that it never outlives who started it; `--detached` ignores stdin.
+/// Nothing but the spec is consulted: neither configuration nor environment. `kiln run` leaves the spec it made
+/// in the run's folder; artifacts are written below the folder that the spec names. An interrupt lets the
+/// running stage finish, a second one kills, and so does SIGTERM.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
-  kiln plan my.toml --format json | jq .job > job.json
-  kiln job exec --detached job.json")]
+  kiln job exec job.json
+  kiln job exec ~/.local/share/kiln/runs/20261121-142530-7f3a/job.json")]
 pub(crate) struct JobExecArgs {
     /// The spec (`docs/formats/job-spec.md`)
     #[arg(value_name = "SPEC")]
     pub(crate) spec: PathBuf,
-
-    /// Do not watch stdin
-    #[arg(long)]
-    pub(crate) detached: bool,
 }

@@ -11,7 +11,7 @@ pub(crate) use inspect::{
 };
 pub(crate) use make::{
     ImageBuildArgs, ImageCommand, ImageInspectArgs, ImagePruneArgs, JobCommand, JobExecArgs,
-    KernelCommand, KernelFetchArgs, KernelNameArgs,
+    KernelCommand, KernelFetchArgs, KernelFlavour, KernelNameArgs,
 };
 pub(crate) use run::{MachineArgs, PlanArgs, RunArgs, ShellArgs, TargetArgs};
 
@@ -48,7 +48,7 @@ pub(crate) struct Arguments {
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct GlobalArgs {
     /// Text for people, or JSON for programs
-    #[arg(long, value_enum, global = true, help_heading = "Output", env = "KILN_FORMAT")]
+    #[arg(long, value_enum, global = true, help_heading = "Output")]
     pub(crate) format: Option<Format>,
 
     /// When to colour; NO_COLOR, CLICOLOR and TERM=dumb are honoured too

@@ -2,6 +2,11 @@
 
 mod about;
 mod config;
+mod doctor;
+pub(crate) mod history;
+pub(crate) mod kernel;
+mod plan;
+mod target;
 
 use crate::arguments::{Arguments, Command};
 use crate::exit::Exit;
@@ -15,7 +20,15 @@ pub(crate) fn dispatch(arguments: Arguments) -> Result<Exit, Failure> {
         // Nothing on this machine can keep these from working.
         Command::Completions(args) => about::completions(&args),
         Command::Man(args) => about::man(&args),
-        Command::Config(command) => config::config(&mut Session::start(&global)?, &command),
+        Command::Config(command) => config::config(&Session::start(&global)?, &command),
+        Command::Runs(args) => history::runs(&Session::start(&global)?, &args),
+        Command::Show(args) => history::show(&Session::start(&global)?, &args),
+        Command::Replay(args) => history::replay(&Session::start(&global)?, &args),
+        Command::Diff(args) => history::diff(&Session::start(&global)?, &args),
+        Command::History(command) => history::history(&Session::start(&global)?, &command),
+        Command::Kernel(command) => kernel::kernel(&Session::start(&global)?, &command),
+        Command::Doctor(args) => doctor::doctor(&Session::start(&global)?, &args),
+        Command::Plan(args) => plan::plan(Session::start(&global)?, &args),
         other => Err(Failure::new(Exit::Internal, format!("{other:?} is not wired"))),
     }
 }

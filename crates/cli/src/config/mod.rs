@@ -10,7 +10,6 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use kiln_model::job::AccelerationChoice;
 use kiln_model::scenario::MachineWish;
 
 pub(crate) use layers::{ConfigError, line_of};
@@ -28,8 +27,6 @@ pub(crate) enum Origin {
     User(PathBuf, usize),
     /// The project's file.
     Project(PathBuf, usize),
-    /// The scenario.
-    Scenario(String),
     /// An environment variable.
     Variable(&'static str),
     /// A flag.
@@ -43,7 +40,6 @@ impl fmt::Display for Origin {
             Origin::User(path, line) | Origin::Project(path, line) => {
                 write!(f, "{}:{line}", path.display())
             }
-            Origin::Scenario(name) => write!(f, "scenario {name}"),
             Origin::Variable(name) => write!(f, "${name}"),
             Origin::Flag(name) => f.write_str(name),
         }
@@ -56,7 +52,6 @@ impl Origin {
             Origin::Default => 0,
             Origin::User(..) => 1,
             Origin::Project(..) => 2,
-            Origin::Scenario(_) => 3,
             Origin::Variable(_) => 4,
             Origin::Flag(_) => 5,
         }
@@ -72,10 +67,19 @@ pub(crate) struct Setting {
     pub(crate) origin: Origin,
 }
 
-/// Every value in force.
+/// Every value that was said, of each key from the weakest to the strongest.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Config {
-    settings: BTreeMap<&'static str, Setting>,
+    settings: BTreeMap<&'static str, Vec<Setting>>,
+}
+
+/// On which side of the scenario a wish was said.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Side {
+    /// By the user's or the project's file: the scenario wins.
+    Below,
+    /// By a variable or a flag: these win.
+    Above,
 }
 
 impl Config {
@@ -107,12 +111,11 @@ impl Config {
         Ok(config)
     }
 
-    /// Puts a value in force unless a stronger word has been said.
+    /// Says a value; it is in force unless a stronger word has been said.
     pub(crate) fn set(&mut self, key: &'static Key, value: Value, origin: Origin) {
-        let stronger = |setting: &Setting| setting.origin.rank() > origin.rank();
-        if !self.settings.get(key.name).is_some_and(stronger) {
-            self.settings.insert(key.name, Setting { value, origin });
-        }
+        let said = self.settings.entry(key.name).or_default();
+        let at = said.iter().take_while(|setting| setting.origin.rank() <= origin.rank()).count();
+        said.insert(at, Setting { value, origin });
     }
 
     /// Puts what a flag says in force.
@@ -131,22 +134,22 @@ impl Config {
         Ok(())
     }
 
-    /// Adds texts to a list, after those already there.
-    pub(crate) fn extend(&mut self, name: &'static str, more: &[String], origin: Origin) {
-        let Some(key) = keys::find(name).filter(|_| !more.is_empty()) else { return };
-        let mut all = self.texts(name).to_vec();
-        all.extend_from_slice(more);
-        self.settings.insert(key.name, Setting { value: Value::Texts(all), origin });
+    /// Puts a list of texts that a flag says in force, if there are any.
+    pub(crate) fn set_texts(&mut self, name: &str, texts: &[String]) {
+        if let Some(key) = keys::find(name).filter(|_| !texts.is_empty()) {
+            let origin = Origin::Flag(key.flag.unwrap_or(key.name));
+            self.set(key, Value::Texts(texts.to_vec()), origin);
+        }
     }
 
     /// Every key with its value, if it has one, in the order of the documentation.
     pub(crate) fn all(&self) -> impl Iterator<Item = (&'static Key, Option<&Setting>)> {
-        KEYS.iter().map(|key| (key, self.settings.get(key.name)))
+        KEYS.iter().map(|key| (key, self.strongest(key.name)))
     }
 
     /// The text of a key.
     pub(crate) fn text(&self, name: &str) -> Option<&str> {
-        match self.settings.get(name).map(|setting| &setting.value) {
+        match self.strongest(name).map(|setting| &setting.value) {
             Some(Value::Text(text)) => Some(text),
             _ => None,
         }
@@ -159,62 +162,40 @@ impl Config {
 
     /// Whether a switch is on.
     pub(crate) fn is_on(&self, name: &str) -> bool {
-        matches!(self.settings.get(name).map(|s| &s.value), Some(Value::Switch(true)))
+        matches!(self.strongest(name).map(|s| &s.value), Some(Value::Switch(true)))
     }
 
-    /// The texts of a list.
-    pub(crate) fn texts(&self, name: &str) -> &[String] {
-        match self.settings.get(name).map(|setting| &setting.value) {
-            Some(Value::Texts(texts)) => texts,
-            _ => &[],
-        }
+    fn strongest(&self, name: &str) -> Option<&Setting> {
+        self.settings.get(name)?.last()
     }
 
-    /// What the configuration wishes for the machine. The scenario's own wishes are one layer of it, see
-    /// [`Config::add_scenario`]. Values were checked when they were read, so that parsing them again cannot fail.
-    pub(crate) fn machine(&self) -> MachineWish {
-        let text = |name: &str| self.text(name);
+    /// What was wished for the machine on one side of the scenario. Values were checked when they were read, so that
+    /// parsing them again cannot fail.
+    pub(crate) fn machine(&self, side: Side) -> MachineWish {
+        let said = |name: &str| {
+            let all = self.settings.get(name).map_or(&[][..], Vec::as_slice);
+            all.iter().filter(move |setting| match side {
+                Side::Below => (1..=2).contains(&setting.origin.rank()),
+                Side::Above => setting.origin.rank() > 2,
+            })
+        };
+        let text = |name: &str| match said(name).next_back().map(|setting| &setting.value) {
+            Some(Value::Text(text)) => Some(text.as_str()),
+            _ => None,
+        };
+        let parameters = said("vm.kernel_parameters").flat_map(|setting| match &setting.value {
+            Value::Texts(texts) => texts.clone(),
+            _ => Vec::new(),
+        });
         MachineWish {
             memory: text("vm.memory").and_then(|text| text.parse().ok()),
             cpus: text("vm.cpus").and_then(|text| text.parse().ok()),
             acceleration: text("vm.acceleration").and_then(|text| text.parse().ok()),
             boot_timeout: text("vm.boot_timeout").and_then(|text| text.parse().ok()),
             hang_timeout: text("vm.hang_timeout").and_then(|text| text.parse().ok()),
-            kernel_parameters: self.texts("vm.kernel_parameters").to_vec(),
-            fast: Some(self.is_on("vm.fast")),
-            qemu: self.path("vm.qemu"),
-        }
-    }
-
-    /// Puts a scenario's wishes in force, below variables and flags; kernel parameters add up.
-    pub(crate) fn add_scenario(&mut self, scenario: &str, wish: &MachineWish) {
-        let origin = || Origin::Scenario(scenario.to_owned());
-        let mut put = |name: &str, value: Option<Value>| {
-            if let (Some(key), Some(value)) = (keys::find(name), value) {
-                self.set(key, value, origin());
-            }
-        };
-        let size = |bytes: u64| Value::Text(format!("{}M", bytes >> 20));
-        let time = |millis: u64| Value::Text(format!("{millis}ms"));
-        put("vm.memory", wish.memory.map(|memory| size(memory.get().get())));
-        put("vm.cpus", wish.cpus.map(|cpus| Value::Text(cpus.get().to_string())));
-        let word = |choice| match choice {
-            AccelerationChoice::Auto => "auto",
-            AccelerationChoice::Kvm => "kvm",
-            AccelerationChoice::Tcg => "tcg",
-        };
-        put(
-            "vm.acceleration",
-            wish.acceleration.map(|choice| Value::Text(word(choice).to_owned())),
-        );
-        put("vm.boot_timeout", wish.boot_timeout.map(|limit| time(limit.as_millis())));
-        put("vm.hang_timeout", wish.hang_timeout.map(|limit| time(limit.as_millis())));
-        put("vm.fast", wish.fast.map(Value::Switch));
-        let weaker = wish.kernel_parameters.iter().chain(self.texts("vm.kernel_parameters"));
-        let all: Vec<String> = weaker.cloned().collect();
-        if let Some(key) = keys::find("vm.kernel_parameters").filter(|_| !all.is_empty()) {
-            let origin = self.settings.get(key.name).map_or_else(origin, |s| s.origin.clone());
-            self.settings.insert(key.name, Setting { value: Value::Texts(all), origin });
+            kernel_parameters: parameters.collect(),
+            fast: said("vm.fast").next_back().map(|s| s.value == Value::Switch(true)),
+            qemu: text("vm.qemu").map(PathBuf::from),
         }
     }
 }
@@ -223,35 +204,36 @@ impl Config {
 mod tests {
     use super::*;
 
-    fn memory(config: &Config) -> Option<u64> {
-        config.machine().memory.map(|memory| memory.get().get() >> 30)
-    }
-
     #[test]
     fn each_layer_is_stronger_than_the_one_before_whatever_the_order_of_arrival() {
         let key = keys::find("vm.memory").unwrap();
         let size = |text: &str| Value::Text(text.into());
-        let wish = MachineWish { memory: "3G".parse().ok(), ..MachineWish::default() };
         let mut config = Config::defaults();
         config.set(key, size("5G"), Origin::Flag("--memory"));
         config.set(key, size("4G"), Origin::Variable("KILN_MEMORY"));
-        config.add_scenario("x", &wish);
-        assert_eq!(memory(&config), Some(5));
-
-        let mut config = Config::defaults();
-        config.set(key, size("1G"), Origin::User("u".into(), 1));
         config.set(key, size("2G"), Origin::Project("p".into(), 1));
-        assert_eq!(memory(&config), Some(2));
-        config.add_scenario("x", &wish);
-        assert_eq!(memory(&config), Some(3));
+        config.set(key, size("1G"), Origin::User("u".into(), 1));
+        assert_eq!(config.text("vm.memory"), Some("5G"));
+        let memory = |side| config.machine(side).memory.map(|memory| memory.get().get() >> 30);
+        assert_eq!(memory(Side::Below), Some(2));
+        assert_eq!(memory(Side::Above), Some(5));
+    }
+
+    #[test]
+    fn what_nobody_said_is_left_to_the_scenario() {
+        let config = Config::defaults();
+        assert_eq!(config.text("vm.acceleration"), Some("auto"));
+        assert_eq!(config.machine(Side::Below), MachineWish::default());
+        assert_eq!(config.machine(Side::Above), MachineWish::default());
     }
 
     #[test]
     fn kernel_parameters_of_all_layers_add_up_the_strongest_last() {
+        let key = keys::find("vm.kernel_parameters").unwrap();
         let mut config = Config::defaults();
-        config.extend("vm.kernel_parameters", &["a=2".into()], Origin::Flag("--parameter"));
-        let wish = MachineWish { kernel_parameters: vec!["a=1".into()], ..MachineWish::default() };
-        config.add_scenario("x", &wish);
-        assert_eq!(config.machine().kernel_parameters, ["a=1", "a=2"]);
+        config.set_texts("vm.kernel_parameters", &["a=2".into()]);
+        let texts = Value::Texts(vec!["a=1".into()]);
+        config.set(key, texts, Origin::Variable("KILN_KERNEL_PARAMETERS"));
+        assert_eq!(config.machine(Side::Above).kernel_parameters, ["a=1", "a=2"]);
     }
 }

@@ -1,0 +1,130 @@
+//! `kiln plan`: what a run would do.
+
+use std::time::Duration;
+
+use kiln_model::plan::Plan;
+use serde_json::json;
+
+use super::target;
+use crate::arguments::PlanArgs;
+use crate::exit::Exit;
+use crate::failure::Failure;
+use crate::hostile;
+use crate::reporter::rows;
+use crate::session::Session;
+use crate::terminal::{self, Tone, paint};
+
+/// `kiln plan`
+pub(crate) fn plan(mut session: Session, args: &PlanArgs) -> Result<Exit, Failure> {
+    if args.list {
+        return list(&session);
+    }
+    let Some(name) = &args.target.scenario else {
+        return Err(Failure::new(Exit::Usage, "which scenario?").hint("kiln plan --list"));
+    };
+    target::machine_flags(&mut session, &args.machine)?;
+    let loaded = target::scenario(name)?;
+    let kernel = target::chosen_kernel(&mut session, args.target.kernel.as_deref())?;
+    let mut choices = target::choices(&session);
+    choices.stages.clone_from(&args.target.stages);
+    let plan = target::planned(&loaded.scenario, &kernel.identity(), &choices)?;
+    if session.json() {
+        session.out_json(&as_json(&plan))?;
+        return Ok(Exit::Success);
+    }
+    for line in lines(&plan, &kernel.image.display().to_string()) {
+        terminal::out_line(&line)?;
+    }
+    Ok(Exit::Success)
+}
+
+fn list(session: &Session) -> Result<Exit, Failure> {
+    let mut rows = Vec::new();
+    for shipped in kiln_runner::shipped::ALL {
+        rows.push((shipped.name, target::scenario(shipped.name)?.scenario.description));
+    }
+    if session.json() {
+        let rows: Vec<_> = rows
+            .iter()
+            .map(|(name, description)| json!({"name": name, "description": description}))
+            .collect();
+        session.out_json(&rows)?;
+        return Ok(Exit::Success);
+    }
+    for (name, description) in rows {
+        terminal::out_line(&format!(
+            "{} {description}",
+            paint(Tone::Bold, &format!("{name:<24}"))
+        ))?;
+    }
+    Ok(Exit::Success)
+}
+
+fn lines(plan: &Plan, image: &str) -> Vec<String> {
+    let machine = &plan.machine;
+    let mut lines = vec![
+        format!("scenario  {}", plan.scenario),
+        format!("kernel    {} ({})", hostile::line(&plan.kernel.release), hostile::line(image)),
+        format!(
+            "machine   {} MiB, {} cpu{}, boot within {}, a hang after {}",
+            machine.memory >> 20,
+            machine.cpus,
+            if machine.cpus == 1 { "" } else { "s" },
+            rows::seconds(machine.boot_timeout_ms),
+            rows::seconds(machine.hang_timeout_ms),
+        ),
+    ];
+    if !plan.kernel_parameters.is_empty() {
+        lines.push(format!("          {}", hostile::line(&plan.kernel_parameters.join(" "))));
+    }
+    for disk in &plan.disks {
+        lines.push(format!("disk      {} {} MiB", disk.serial, disk.size.get() >> 20));
+    }
+    for stage in &plan.stages {
+        let limit = u64::try_from(stage.timeout.get().as_millis()).unwrap_or(u64::MAX);
+        let fresh = if stage.fresh { ", on a fresh machine" } else { "" };
+        lines.push(format!("stage     {}, at most {}{fresh}", stage.name, rows::seconds(limit)));
+    }
+    if !plan.left_out.is_empty() {
+        let names: Vec<&str> = plan.left_out.iter().map(|name| name.as_str()).collect();
+        lines.push(format!("left out  {}", names.join(", ")));
+    }
+    lines.push(format!("longest   {}", rows::seconds(millis(plan.longest()))));
+    lines
+}
+
+fn as_json(plan: &Plan) -> serde_json::Value {
+    let stages: Vec<_> = plan
+        .stages
+        .iter()
+        .map(|stage| {
+            json!({
+                "name": stage.name,
+                "timeout_ms": stage.timeout.as_millis(),
+                "fresh": stage.fresh,
+                "artifacts": stage.artifacts,
+            })
+        })
+        .collect();
+    let disks: Vec<_> = plan
+        .disks
+        .iter()
+        .map(|disk| json!({"serial": disk.serial, "size": disk.size.get()}))
+        .collect();
+    json!({
+        "schema": 1,
+        "scenario": plan.scenario,
+        "kernel": plan.kernel,
+        "machine": plan.machine,
+        "kernel_parameters": plan.kernel_parameters,
+        "disks": disks,
+        "environment": plan.environment.iter().cloned().collect::<std::collections::BTreeMap<_, _>>(),
+        "stages": stages,
+        "left_out": plan.left_out,
+        "longest_ms": millis(plan.longest()),
+    })
+}
+
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}

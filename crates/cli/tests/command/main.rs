@@ -1,0 +1,9 @@
+//! What `kiln` says and how it ends, where no virtual machine is needed.
+
+mod config;
+mod doctor;
+mod errors;
+mod help;
+mod history;
+mod kiln;
+mod planning;
