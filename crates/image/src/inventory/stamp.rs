@@ -1,0 +1,85 @@
+//! [`Stamp`]: what `lstat` says about a file of the host, to notice when it becomes another.
+
+use std::fs::Metadata;
+use std::os::unix::fs::MetadataExt;
+use std::time::{Duration, SystemTime};
+
+use crate::closure::host;
+
+/// Everything by which a changed or replaced file can be told from what it was. The change time
+/// cannot be set by programs, so even an edit that restores size and modification time is seen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Stamp {
+    /// Type and permissions, as `st_mode`.
+    pub mode: u32,
+    /// The file system it lies on.
+    pub device: u64,
+    /// Its number there.
+    pub inode: u64,
+    /// How many names it has.
+    pub links: u64,
+    /// In bytes.
+    pub size: u64,
+    /// Modification time: seconds and nanoseconds.
+    pub modified: (i64, i64),
+    /// Change time: seconds and nanoseconds.
+    pub changed: (i64, i64),
+    /// The device it stands for, if it is a device node.
+    pub stands_for: u64,
+}
+
+impl Stamp {
+    /// Takes it from metadata.
+    pub fn of(meta: &Metadata) -> Stamp {
+        Stamp {
+            mode: meta.mode(),
+            device: meta.dev(),
+            inode: meta.ino(),
+            links: meta.nlink(),
+            size: meta.size(),
+            modified: (meta.mtime(), meta.mtime_nsec()),
+            changed: (meta.ctime(), meta.ctime_nsec()),
+            stands_for: meta.rdev(),
+        }
+    }
+
+    /// The type bits of its mode.
+    pub fn kind(&self) -> u32 {
+        self.mode & host::TYPE
+    }
+
+    /// The permission bits of its mode.
+    pub fn permissions(&self) -> u32 {
+        self.mode & 0o7777
+    }
+
+    /// Whether another stamp is of the same file with the same content. The number of names may
+    /// differ.
+    pub fn same_content(&self, other: &Stamp) -> bool {
+        Stamp { links: 0, ..*self } == Stamp { links: 0, ..*other }
+    }
+
+    /// How long ago it last changed; zero for a time in the future.
+    pub(crate) fn age(&self, now: SystemTime) -> Duration {
+        let (Ok(seconds), Ok(nanos)) =
+            (u64::try_from(self.changed.0), u32::try_from(self.changed.1))
+        else {
+            return Duration::MAX;
+        };
+        let changed = SystemTime::UNIX_EPOCH + Duration::new(seconds, nanos);
+        now.duration_since(changed).unwrap_or_default()
+    }
+
+    /// Feeds all of it to a digest, in a fixed order and width. Not the number of names: a hard link
+    /// made elsewhere changes the change time already.
+    pub(crate) fn feed(&self, digest: &mut blake3::Hasher) {
+        digest.update(&self.mode.to_le_bytes());
+        for number in [self.device, self.inode, self.size, self.stands_for] {
+            digest.update(&number.to_le_bytes());
+        }
+        for time in [self.modified, self.changed] {
+            digest.update(&time.0.to_le_bytes());
+            digest.update(&time.1.to_le_bytes());
+        }
+    }
+}
