@@ -1,5 +1,15 @@
 //! Bootable things from a kernel and a list of files: kernel lookup, manifests and their closures,
 //! the initramfs, and the cache that keeps them by content.
 
+pub mod cache;
+pub mod closure;
+pub mod elf;
+pub mod initramfs;
+pub mod inventory;
 pub mod kernel;
+pub mod manifest;
 pub mod modules;
+pub mod newc;
+
+#[cfg(test)]
+mod testing;

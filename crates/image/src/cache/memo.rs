@@ -1,0 +1,64 @@
+//! The memo of a request: which files were looked at, and which image that led to. A later request
+//! looks at them again and is done, if nothing has changed.
+//!
+//! A memo is a hint. Whatever is wrong with one, it is the same as having none.
+//!
+//! | field | form                                                                               |
+//! |-------|------------------------------------------------------------------------------------|
+//! | magic | `kiln image memo 1` and a newline                                                  |
+//! | key   | 64 hexadecimal digits and a newline                                                |
+//! | seen  | blake3 over what was seen, in the order of the paths; 64 digits and a newline      |
+//! | paths | each `L` (a directory that was listed) or `.`, the path, and a NUL                 |
+
+use std::ffi::OsStr;
+use std::io::Read;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+use crate::closure::host::Input;
+
+const MAGIC: &[u8] = b"kiln image memo 1\n";
+/// A million paths; larger memos are somebody else's.
+const SIZE_LIMIT: u64 = 256 << 20;
+
+/// The key a memo leads to, if all it looked at is as it was.
+pub(super) fn recall(path: &Path) -> Option<String> {
+    let mut bytes = Vec::new();
+    std::fs::File::open(path).ok()?.take(SIZE_LIMIT).read_to_end(&mut bytes).ok()?;
+    let rest = bytes.strip_prefix(MAGIC)?;
+    let (key, rest) = line(rest)?;
+    let (seen, mut rest) = line(rest)?;
+    let mut digest = blake3::Hasher::new();
+    while let Some((&kind, after)) = rest.split_first() {
+        let end = after.iter().position(|&byte| byte == 0)?;
+        let path = Path::new(OsStr::from_bytes(&after[..end]));
+        Input::look(path, kind == b'L').ok()?.feed(&mut digest);
+        rest = &after[end + 1..];
+    }
+    (digest.finalize().to_hex().as_str() == seen).then_some(key)
+}
+
+/// The text of a memo.
+pub(super) fn write(key: &str, inputs: &[Input]) -> Vec<u8> {
+    let mut digest = blake3::Hasher::new();
+    for input in inputs {
+        input.feed(&mut digest);
+    }
+    let mut text = MAGIC.to_vec();
+    for word in [key, digest.finalize().to_hex().as_str()] {
+        text.extend_from_slice(word.as_bytes());
+        text.push(b'\n');
+    }
+    for input in inputs {
+        text.push(if input.listed { b'L' } else { b'.' });
+        text.extend_from_slice(input.path.as_os_str().as_bytes());
+        text.push(0);
+    }
+    text
+}
+
+fn line(text: &[u8]) -> Option<(String, &[u8])> {
+    let (line, rest) = text.split_at_checked(64)?;
+    let rest = rest.strip_prefix(b"\n")?;
+    Some((String::from_utf8(line.to_vec()).ok()?, rest))
+}

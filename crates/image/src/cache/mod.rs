@@ -1,0 +1,289 @@
+//! The image store: every image is built once and found again by what it holds.
+//!
+//! ```text
+//! images/KEY.cpio    the image; its modification time is when it was last used
+//! images/KEY.json    what it is, for people
+//! images/KEY.partial an image being built, or left over by a builder that was killed
+//! memos/REQUEST      which files a request looked at, and the key that led to
+//! locks/KEY          held by the one who builds it
+//! ```
+//!
+//! The key is a digest of the resolved inventory, the kernel's identity and the format. An image is
+//! written to its partial file, synced, and renamed: what has its name is whole, also after a power cut.
+//! Description and memo are not synced; a damaged one is the same as none. Anything here may be deleted
+//! at any time and is built again when it is needed; Kiln itself removes no image that has a [`Lease`].
+
+mod lock;
+mod memo;
+mod request;
+mod upkeep;
+
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant, SystemTime};
+
+use serde::{Deserialize, Serialize};
+
+pub use lock::Lease;
+pub use request::{GuestExecutable, ImageRequest, modified_from_environment};
+pub use upkeep::{PruneLimits, Pruned, StoredImage};
+
+use crate::closure::ClosureError;
+use crate::initramfs::{self, InitramfsError, Written};
+use crate::manifest::ManifestError;
+use crate::modules::ModuleError;
+use lock::Lock;
+use request::Resolved;
+
+/// How often a build is tried again when files change under it.
+const ATTEMPTS: usize = 3;
+
+/// Why an image could not be had.
+#[derive(Debug, thiserror::Error)]
+pub enum ImageError {
+    /// The manifest makes no sense.
+    #[error(transparent)]
+    Manifest(#[from] ManifestError),
+    /// What it asks for cannot be had.
+    #[error(transparent)]
+    Closure(#[from] ClosureError),
+    /// A kernel module cannot be had.
+    #[error(transparent)]
+    Module(#[from] ModuleError),
+    /// It could not be written.
+    #[error(transparent)]
+    Build(#[from] InitramfsError),
+    /// The store's folder made trouble.
+    #[error("cannot {act} {path} in the image store", path = path.display())]
+    Store {
+        /// What was tried.
+        act: &'static str,
+        /// With what.
+        path: PathBuf,
+        /// What came of it.
+        source: io::Error,
+    },
+    /// No image, or more than one, has a key that starts so.
+    #[error(
+        "{found} images have a key that starts with {wanted:?}; `kiln image ls` lists all keys"
+    )]
+    NoSuchImage {
+        /// What was asked for.
+        wanted: String,
+        /// How many there are.
+        found: usize,
+    },
+    /// Somebody uses it.
+    #[error("image {key} is in use; it can be removed when the run that uses it has ended")]
+    InUse {
+        /// Which.
+        key: String,
+    },
+}
+
+/// A folder of images.
+#[derive(Clone, Debug)]
+pub struct ImageStore {
+    folder: PathBuf,
+}
+
+/// An image that can be booted.
+#[derive(Debug)]
+pub struct BuiltImage {
+    /// Where it is. It stays there at least as long as `lease` lives, unless somebody outside of
+    /// Kiln removes it.
+    pub path: PathBuf,
+    /// Its key in the store, in hexadecimal.
+    pub key: String,
+    /// Whether it was there already.
+    pub cached: bool,
+    /// Its length.
+    pub bytes: u64,
+    /// How long finding or building it took.
+    pub took: Duration,
+    /// Optional things that were left out, and the like.
+    pub notes: Vec<String>,
+    /// Keeps it from being pruned.
+    pub lease: Lease,
+}
+
+/// What is kept beside an image for people.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Description {
+    /// The manifest's name.
+    pub manifest: String,
+    /// The kernel's release.
+    pub kernel: String,
+    /// Seconds since 1970.
+    pub built_at: u64,
+    /// How many entries it has.
+    pub entries: u64,
+    /// Its length, by which a torn file is noticed.
+    pub bytes: u64,
+    /// What was left out, and the like.
+    pub notes: Vec<String>,
+}
+
+impl ImageStore {
+    /// Opens the store in a folder, which is made if it is not there.
+    pub fn open(folder: &Path) -> Result<ImageStore, ImageError> {
+        let store = ImageStore { folder: folder.to_owned() };
+        store.make_folders()?;
+        Ok(store)
+    }
+
+    /// Finds the image that a request asks for, or builds it. Of several that ask at the same time,
+    /// in this process or others, one builds and the others wait for it.
+    pub fn get_or_build(&self, request: &ImageRequest) -> Result<BuiltImage, ImageError> {
+        let started = Instant::now();
+        let memo = self.folder.join("memos").join(&request.digest().to_hex().as_str()[..32]);
+        if let Some(key) = memo::recall(&memo)
+            && let Some(image) = self.find(&key, started)?
+        {
+            return Ok(image);
+        }
+        // Somebody may have removed the whole store since it was opened.
+        self.make_folders()?;
+        let mut attempt = 1;
+        loop {
+            let resolved = request.resolve_settled()?;
+            let key = request.key(&resolved.inventory).to_hex().as_str()[..64].to_owned();
+            match self.find_or_build(request, &resolved, &key, started) {
+                Ok(image) => {
+                    self.publish(&memo, &memo::write(&key, &resolved.inputs))?;
+                    return Ok(image);
+                }
+                Err(ImageError::Build(InitramfsError::Changed { .. })) if attempt < ATTEMPTS => {
+                    attempt += 1;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Where the image with a key is, or would be.
+    pub(super) fn image_path(&self, key: &str) -> PathBuf {
+        self.folder.join("images").join(format!("{key}.cpio"))
+    }
+
+    fn find_or_build(
+        &self,
+        request: &ImageRequest,
+        resolved: &Resolved,
+        key: &str,
+        started: Instant,
+    ) -> Result<BuiltImage, ImageError> {
+        if let Some(image) = self.find(key, started)? {
+            return Ok(image);
+        }
+        let lock_path = self.folder.join("locks").join(key);
+        let _lock = Lock::wait(&lock_path).map_err(failed("lock", &lock_path))?;
+        if let Some(image) = self.find(key, started)? {
+            return Ok(image);
+        }
+        self.build(request, resolved, key)?;
+        let image = self.find(key, started)?.ok_or_else(|| ImageError::Store {
+            act: "find again",
+            path: self.image_path(key),
+            source: io::ErrorKind::NotFound.into(),
+        })?;
+        Ok(BuiltImage { cached: false, ..image })
+    }
+
+    /// The image with a key, if it is there and whole.
+    fn find(&self, key: &str, started: Instant) -> Result<Option<BuiltImage>, ImageError> {
+        let path = self.image_path(key);
+        let Some(lease) = Lease::take(&path).map_err(failed("open", &path))? else {
+            return Ok(None);
+        };
+        let bytes = lease.len().map_err(failed("look at", &path))?;
+        let Some(about) = self.description(key).filter(|about| about.bytes == bytes) else {
+            return Ok(None);
+        };
+        lease.touch();
+        Ok(Some(BuiltImage {
+            path,
+            key: key.to_owned(),
+            cached: true,
+            bytes,
+            took: started.elapsed(),
+            notes: about.notes,
+            lease,
+        }))
+    }
+
+    /// Builds an image under the lock of its key.
+    fn build(
+        &self,
+        request: &ImageRequest,
+        resolved: &Resolved,
+        key: &str,
+    ) -> Result<(), ImageError> {
+        let partial = self.image_path(key).with_extension("partial");
+        let result = self.build_partial(request, resolved, key, &partial);
+        if result.is_err() {
+            // Disk full, most likely: what was written so far should not stay.
+            let _ = fs::remove_file(&partial);
+        }
+        result
+    }
+
+    fn build_partial(
+        &self,
+        request: &ImageRequest,
+        resolved: &Resolved,
+        key: &str,
+        partial: &Path,
+    ) -> Result<(), ImageError> {
+        let out = File::create(partial).map_err(failed("create", partial))?;
+        let (out, Written { bytes, entries }) =
+            initramfs::write(&resolved.inventory, request.modified, out)?;
+        out.sync_data().map_err(failed("sync", partial))?;
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let about = Description {
+            manifest: request.manifest.name.clone(),
+            kernel: request.kernel.release.clone(),
+            built_at: now.as_secs(),
+            entries,
+            bytes,
+            notes: resolved.inventory.notes.clone(),
+        };
+        let path = self.image_path(key);
+        let text = serde_json::to_vec_pretty(&about)
+            .map_err(|error| failed("describe", &path)(error.into()))?;
+        self.publish(&path.with_extension("json"), &text)?;
+        fs::rename(partial, &path).map_err(failed("rename", partial))
+    }
+
+    pub(super) fn description(&self, key: &str) -> Option<Description> {
+        let text = fs::read(self.image_path(key).with_extension("json")).ok()?;
+        serde_json::from_slice(&text).ok()
+    }
+
+    /// Writes a small file whole or not at all.
+    fn publish(&self, path: &Path, bytes: &[u8]) -> Result<(), ImageError> {
+        let mut name = path.as_os_str().to_owned();
+        let thread = format!("{:?}", std::thread::current().id());
+        let thread: String = thread.chars().filter(char::is_ascii_digit).collect();
+        name.push(format!(".{}-{thread}.partial", std::process::id()));
+        let partial = PathBuf::from(name);
+        fs::write(&partial, bytes).map_err(failed("write", &partial))?;
+        fs::rename(&partial, path).map_err(failed("rename", &partial))
+    }
+
+    fn make_folders(&self) -> Result<(), ImageError> {
+        for name in ["images", "memos", "locks"] {
+            let path = self.folder.join(name);
+            fs::create_dir_all(&path).map_err(failed("create", &path))?;
+        }
+        Ok(())
+    }
+}
+
+fn failed<'a>(act: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> ImageError + 'a {
+    move |source| ImageError::Store { act, path: path.to_owned(), source }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,264 @@
+//! What an image is asked for with, and its resolution to an inventory.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use super::ImageError;
+use crate::closure::host::Input;
+use crate::closure::{Closure, HostError};
+use crate::inventory::{Content, GuestPath, Inventory, Stamp, feed_bytes};
+use crate::kernel::{Kernel, KernelCache};
+use crate::manifest::{Contents, ManifestSource, Part};
+use crate::modules::{Modules, Wanted};
+
+/// Grows whenever the same inventory would give another image, or memos another meaning.
+pub(super) const FORMAT: u32 = 1;
+
+/// Where the guest's init lies: the first place the kernel looks in an initramfs.
+const INIT: &str = "/init";
+
+/// Drivers of every machine Kiln makes: they come along where the kernel has them as modules.
+const MACHINE_MODULES: [&str; 4] = ["virtio_pci", "virtio_console", "virtio_blk", "virtio_rng"];
+
+/// File systems stamp changes with a clock that ticks this often at the slowest.
+const TICK: Duration = Duration::from_millis(20);
+
+/// What an image is asked for with. The same request gives the same image for as long as nothing it
+/// looks at changes.
+#[derive(Clone, Debug)]
+pub struct ImageRequest {
+    /// What the guest should hold.
+    pub manifest: ManifestSource,
+    /// The kernel that will boot it.
+    pub kernel: Kernel,
+    /// Where the kernel's index and uncompressed modules are kept.
+    pub kernels: KernelCache,
+    /// What becomes `/init`.
+    pub guest: GuestExecutable,
+    /// Modification time of every entry, in seconds since 1970; see [`modified_from_environment`].
+    pub modified: u32,
+    /// The directory taken for `/` when binaries and libraries are looked up.
+    pub root: PathBuf,
+}
+
+/// The executable that becomes the guest's process 1.
+#[derive(Clone, Debug)]
+pub enum GuestExecutable {
+    /// A file of this machine.
+    File(PathBuf),
+    /// Its bytes.
+    Bytes(Arc<[u8]>),
+}
+
+/// The modification time of entries that `SOURCE_DATE_EPOCH` asks for, and zero without it.
+pub fn modified_from_environment() -> u32 {
+    let wanted = std::env::var("SOURCE_DATE_EPOCH").ok();
+    wanted.and_then(|text| text.trim().parse().ok()).unwrap_or(0)
+}
+
+/// An inventory, and all that was looked at to make it.
+#[derive(Debug)]
+pub(super) struct Resolved {
+    pub(super) inventory: Inventory,
+    pub(super) inputs: Vec<Input>,
+}
+
+impl ImageRequest {
+    /// A request for this machine's files, with the time the environment asks for.
+    pub fn new(
+        manifest: ManifestSource,
+        kernel: Kernel,
+        kernels: KernelCache,
+        guest: GuestExecutable,
+    ) -> ImageRequest {
+        let modified = modified_from_environment();
+        ImageRequest { manifest, kernel, kernels, guest, modified, root: PathBuf::from("/") }
+    }
+
+    /// Works out what the image will hold, without building it.
+    pub fn inventory(&self) -> Result<Inventory, ImageError> {
+        Ok(self.resolve_settled()?.inventory)
+    }
+
+    /// What tells this request from others, before any file is looked at.
+    pub(super) fn digest(&self) -> blake3::Hash {
+        let mut digest = blake3::Hasher::new();
+        digest.update(&FORMAT.to_le_bytes());
+        digest.update(&self.modified.to_le_bytes());
+        feed_bytes(&mut digest, env!("CARGO_PKG_VERSION").as_bytes());
+        feed_bytes(&mut digest, self.manifest.text.as_bytes());
+        feed_bytes(&mut digest, self.manifest.name.as_bytes());
+        digest.update(&[u8::from(self.manifest.part == Part::GuestTable)]);
+        // Relative sources depend on where the process is.
+        let folder = self.manifest.folder.as_deref().map(std::path::absolute);
+        feed_path(&mut digest, folder.and_then(Result::ok).as_deref());
+        self.feed_kernel(&mut digest);
+        feed_path(&mut digest, self.kernel.modules.as_deref());
+        feed_path(&mut digest, Some(&self.root));
+        match &self.guest {
+            GuestExecutable::File(path) => feed_path(&mut digest, Some(path)),
+            GuestExecutable::Bytes(bytes) => drop(digest.update(blake3::hash(bytes).as_bytes())),
+        }
+        digest.finalize()
+    }
+
+    /// The key of the image that holds `inventory`.
+    pub(super) fn key(&self, inventory: &Inventory) -> blake3::Hash {
+        let mut digest = blake3::Hasher::new();
+        digest.update(&FORMAT.to_le_bytes());
+        digest.update(&self.modified.to_le_bytes());
+        self.feed_kernel(&mut digest);
+        inventory.feed(&mut digest);
+        digest.finalize()
+    }
+
+    /// Resolves, and does so again if a file changed so recently that a further change might leave
+    /// the same times behind. After that, whoever changes a file also changes its stamp.
+    pub(super) fn resolve_settled(&self) -> Result<Resolved, ImageError> {
+        let resolved = self.resolve()?;
+        let now = SystemTime::now();
+        let youngest = resolved.inputs.iter().filter_map(|input| input.age(now)).min();
+        match youngest {
+            Some(age) if age < TICK => {
+                std::thread::sleep(TICK);
+                self.resolve()
+            }
+            _ => Ok(resolved),
+        }
+    }
+
+    fn resolve(&self) -> Result<Resolved, ImageError> {
+        let contents = Contents::load(&self.manifest)?;
+        let mut inputs = Vec::new();
+        for path in &contents.looked_at {
+            inputs.push(look(path)?);
+        }
+        let mut closure = Closure::of(&self.root, &contents)?;
+        self.add_modules(&contents, &mut closure, &mut inputs)?;
+        for wanted in &contents.manifest.firmware {
+            closure.firmware(wanted, &self.kernel.release)?;
+        }
+        closure.place(&contents)?;
+        let content = match &self.guest {
+            GuestExecutable::Bytes(bytes) => Content::Bytes(Arc::clone(bytes)),
+            GuestExecutable::File(path) => {
+                inputs.push(look(path)?);
+                host_content(path, &mut inputs)?
+            }
+        };
+        closure.put_file(
+            &GuestPath::new(INIT).map_err(crate::closure::ClosureError::from)?,
+            0o755,
+            content,
+        )?;
+        inputs.extend(closure.host.inputs());
+        Ok(Resolved { inventory: closure.inventory, inputs })
+    }
+
+    fn add_modules(
+        &self,
+        contents: &Contents,
+        closure: &mut Closure<'_>,
+        inputs: &mut Vec<Input>,
+    ) -> Result<(), ImageError> {
+        if let Some(folder) = &self.kernel.modules {
+            for name in INDEX_FILES {
+                inputs.push(look(&folder.join(name))?);
+            }
+        }
+        let mut wanted: Vec<Wanted> = MACHINE_MODULES.map(Wanted::optional).to_vec();
+        wanted.extend(
+            contents
+                .manifest
+                .modules
+                .iter()
+                .map(|module| Wanted { name: module.name.clone(), optional: module.optional }),
+        );
+        let modules = Modules::open(&self.kernel, &self.kernels)?;
+        let set = modules.closure(&wanted)?;
+        for module in &set.modules {
+            inputs.push(look(&module.source)?);
+            let content = host_content(&module.plain, inputs)?;
+            closure.put_file(&guest_path(&module.guest_path)?, 0o644, content)?;
+        }
+        for firmware in &set.firmware {
+            let content = host_content(&firmware.plain, inputs)?;
+            closure.put_file(&guest_path(&firmware.guest_path)?, 0o644, content)?;
+        }
+        for file in set.index {
+            let content = Content::Bytes(file.bytes.into());
+            closure.put_file(&guest_path(&file.guest_path)?, 0o644, content)?;
+        }
+        // When it appears, it belongs into the image.
+        for name in &set.missing_firmware {
+            for folder in ["updates", &self.kernel.release, ""] {
+                for ending in ["", ".xz", ".zst"] {
+                    let folder = Path::new("/lib/firmware").join(folder);
+                    inputs.push(look(&folder.join(format!("{name}{ending}")))?);
+                }
+            }
+        }
+        let asked = |name: &&String| contents.manifest.modules.iter().any(|m| m.name == **name);
+        for name in set.absent.iter().filter(asked) {
+            closure
+                .inventory
+                .notes
+                .push(format!("{name} left out: this kernel has no such module"));
+        }
+        for name in &set.missing_firmware {
+            closure.inventory.notes.push(format!("firmware {name} is not on this machine"));
+        }
+        Ok(())
+    }
+
+    fn feed_kernel(&self, digest: &mut blake3::Hasher) {
+        feed_bytes(digest, self.kernel.release.as_bytes());
+        feed_bytes(digest, self.kernel.digest.as_bytes());
+        feed_bytes(digest, self.kernel.source.word().as_bytes());
+    }
+}
+
+/// The files of a module directory that decide which modules an image gets.
+const INDEX_FILES: [&str; 7] = [
+    "modules.dep",
+    "modules.alias",
+    "modules.softdep",
+    "modules.weakdep",
+    "modules.builtin",
+    "modules.builtin.modinfo",
+    "modules.order",
+];
+
+fn guest_path(path: &str) -> Result<GuestPath, ImageError> {
+    Ok(GuestPath::new(path).map_err(crate::closure::ClosureError::from)?)
+}
+
+fn feed_path(digest: &mut blake3::Hasher, path: Option<&Path>) {
+    match path {
+        Some(path) => feed_bytes(digest, path.as_os_str().as_encoded_bytes()),
+        None => drop(digest.update(b"none")),
+    }
+}
+
+fn look(path: &Path) -> Result<Input, ImageError> {
+    Input::look(path, false).map_err(|source| cannot_look(path, source))
+}
+
+/// A file of this machine that is there; links to it are followed.
+fn host_content(path: &Path, inputs: &mut Vec<Input>) -> Result<Content, ImageError> {
+    let path = std::fs::canonicalize(path).map_err(|source| cannot_look(path, source))?;
+    let meta = std::fs::symlink_metadata(&path).map_err(|source| cannot_look(&path, source))?;
+    if !meta.is_file() {
+        return Err(cannot_look(&path, io::Error::other("it is not a regular file")));
+    }
+    let stamp = Stamp::of(&meta);
+    inputs.push(Input { path: path.clone(), listed: false, stamp: Some(stamp) });
+    Ok(Content::Host { path, stamp })
+}
+
+fn cannot_look(path: &Path, source: io::Error) -> ImageError {
+    let error = HostError { act: "look at", path: path.to_owned(), source };
+    ImageError::Closure(error.into())
+}
