@@ -13,6 +13,7 @@ pub mod module_index;
 pub mod outcome;
 #[cfg(feature = "text")]
 pub mod plan;
+pub mod protocol;
 #[cfg(feature = "text")]
 pub mod scenario;
 pub mod splat;

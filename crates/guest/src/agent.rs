@@ -1,0 +1,589 @@
+//! The loop that talks with the host. It alone reads and writes the channel, starts programs and
+//! buries them; it waits for nothing but its own `poll`.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fs;
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{self, Sender};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use kiln_model::protocol::{
+    Answer, CONTROL, Decoder, Done, ErrorKind, Exec, ExitStatus, HEARTBEAT_EVERY_MS, Heartbeat,
+    PROTOCOL, Push, Request, SignalTarget, Stream, Welcome,
+};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fd::{AsFd, OwnedFd};
+use rustix::process::{Signal, WaitStatus};
+use rustix::time::{ClockId, clock_gettime, clock_settime};
+
+use crate::cgroup::Cgroup;
+use crate::cmdline::Cmdline;
+use crate::disks;
+use crate::modules;
+use crate::outbox::{Conversation, Outbox};
+use crate::port::{Got, Port};
+use crate::power;
+use crate::reaper::Reaper;
+use crate::session::Session;
+use crate::transfer::{self, Line, PushPart};
+
+const HEARTBEAT_EVERY: Duration = Duration::from_millis(HEARTBEAT_EVERY_MS);
+/// How often to look whether the host is there again; its absence cannot be waited for with `poll`.
+const LOOK_FOR_HOST_EVERY: Duration = Duration::from_millis(20);
+const MAX_WORKERS: usize = 16;
+const MAX_SESSIONS: usize = 64;
+
+/// Whether we are the machine or a guest in somebody else's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Role {
+    Init,
+    Process,
+}
+
+/// What became readable or writable.
+#[derive(Clone, Copy, Debug)]
+enum Ready {
+    Port,
+    Outbox,
+    Children,
+    Uevents,
+    Output(u32, Stream),
+    Input(u32),
+}
+
+/// The agent's whole state.
+#[derive(Debug)]
+pub(crate) struct Agent {
+    role: Role,
+    port: Port,
+    uevents: Option<OwnedFd>,
+    cmdline: Arc<Cmdline>,
+    reaper: Reaper,
+    decoder: Decoder,
+    outbox: Arc<Outbox>,
+    /// The frame being written, and how much of it is.
+    writing: (Vec<u8>, usize),
+    host_absent: bool,
+    nonce: Option<u64>,
+    conversation: Conversation,
+    last_channel: u32,
+    sessions: BTreeMap<u32, Session>,
+    pushes: HashMap<u32, Sender<PushPart>>,
+    workers: Arc<AtomicUsize>,
+    next_beat: Instant,
+    empty_cgroups: Vec<Cgroup>,
+}
+
+impl Agent {
+    pub(crate) fn new(
+        role: Role,
+        port: Port,
+        uevents: Option<OwnedFd>,
+        cmdline: Cmdline,
+    ) -> io::Result<Agent> {
+        Ok(Agent {
+            role,
+            port,
+            uevents,
+            cmdline: Arc::new(cmdline),
+            reaper: Reaper::start()?,
+            decoder: Decoder::new(),
+            outbox: Arc::new(Outbox::new()?),
+            writing: (Vec::new(), 0),
+            host_absent: false,
+            nonce: None,
+            conversation: 0,
+            last_channel: 0,
+            sessions: BTreeMap::new(),
+            pushes: HashMap::new(),
+            workers: Arc::new(AtomicUsize::new(0)),
+            next_beat: Instant::now(),
+            empty_cgroups: Vec::new(),
+        })
+    }
+
+    /// Serves until the channel fails; a socket's end is the orderly way out.
+    pub(crate) fn serve(&mut self) -> io::Result<()> {
+        loop {
+            for ready in self.wait()? {
+                match ready {
+                    Ready::Port => {}
+                    Ready::Outbox => self.outbox.clear_wake(),
+                    Ready::Children => self.bury(),
+                    Ready::Uevents => self.drain_uevents(),
+                    Ready::Output(channel, stream) => {
+                        self.forward(channel, stream);
+                    }
+                    Ready::Input(channel) => {
+                        if let Some(session) = self.sessions.get_mut(&channel) {
+                            session.write_queue();
+                        }
+                    }
+                }
+            }
+            if self.read_port()? == Got::Absent && self.port.is_socket {
+                self.end_conversation();
+                return Ok(());
+            }
+            self.give_credit();
+            self.finish_sessions();
+            self.beat();
+            self.empty_cgroups.retain(|cgroup| !cgroup.remove());
+            self.write_port()?;
+        }
+    }
+
+    fn wait(&self) -> io::Result<Vec<Ready>> {
+        let mut fds = Vec::new();
+        let mut names = Vec::new();
+        let mut watch = |name, fd, flags| {
+            names.push(name);
+            fds.push(PollFd::from_borrowed_fd(fd, flags));
+        };
+        let sending = self.writing.1 < self.writing.0.len();
+        if !self.host_absent {
+            let wanted = if sending { PollFlags::IN | PollFlags::OUT } else { PollFlags::IN };
+            watch(Ready::Port, self.port.fd(), wanted);
+        }
+        watch(Ready::Outbox, self.outbox.wake_fd(), PollFlags::IN);
+        watch(Ready::Children, self.reaper.fd(), PollFlags::IN);
+        if let Some(uevents) = &self.uevents {
+            watch(Ready::Uevents, uevents.as_fd(), PollFlags::IN);
+        }
+        let now = Instant::now();
+        let mut until = self.nonce.map(|_| self.next_beat);
+        let mut no_later = |instant: Instant| {
+            until = Some(until.map_or(instant, |until| until.min(instant)));
+        };
+        if self.host_absent {
+            no_later(now + LOOK_FOR_HOST_EVERY);
+        }
+        for (&channel, session) in &self.sessions {
+            let has_budget = self.outbox.budget(channel) > 0;
+            if has_budget {
+                for (stream, fd) in session.outputs() {
+                    watch(Ready::Output(channel, stream), fd, PollFlags::IN);
+                }
+                session.wake_at().into_iter().for_each(&mut no_later);
+            }
+            if let Some(fd) = session.wants_to_write() {
+                watch(Ready::Input(channel), fd, PollFlags::OUT);
+            }
+        }
+        if !self.empty_cgroups.is_empty() {
+            no_later(now + Duration::from_millis(100));
+        }
+        let timeout = until.map(|until| timespec(until.saturating_duration_since(now)));
+        match poll(&mut fds, timeout.as_ref()) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+        let ready = names.iter().zip(&fds).filter(|(_, fd)| !fd.revents().is_empty());
+        Ok(ready.map(|(name, _)| *name).collect())
+    }
+
+    fn read_port(&mut self) -> io::Result<Got> {
+        let mut buffer = [0; 16 * 1024];
+        // Bounded, so that a host that talks without pause cannot keep us from everything else.
+        for _ in 0..16 {
+            match self.port.read(&mut buffer)? {
+                Got::Bytes(count) => {
+                    self.host_absent = false;
+                    self.decoder.feed(&buffer[..count]);
+                    while let Some(frame) = self.decoder.next_frame() {
+                        // Not understood means not meant for us: another version's message.
+                        if let Ok(request) = Request::decode(&frame) {
+                            self.handle(frame.channel, request);
+                        }
+                    }
+                }
+                Got::Nothing => {
+                    self.host_absent = false;
+                    return Ok(Got::Nothing);
+                }
+                Got::Absent => {
+                    self.host_absent = true;
+                    self.decoder.forget_partial();
+                    return Ok(Got::Absent);
+                }
+            }
+        }
+        Ok(Got::Nothing)
+    }
+
+    fn write_port(&mut self) -> io::Result<()> {
+        loop {
+            let (frame, written) = &mut self.writing;
+            if *written == frame.len() {
+                match self.outbox.next() {
+                    Some(next) => self.writing = (next, 0),
+                    None => return Ok(()),
+                }
+                continue;
+            }
+            match self.port.write(&frame[*written..])? {
+                0 => return Ok(()),
+                count => *written += count,
+            }
+        }
+    }
+
+    fn handle(&mut self, channel: u32, request: Request) {
+        match request {
+            Request::Hello { nonce, .. } => self.hello(nonce),
+            // Whatever comes before the first hello was meant for somebody else.
+            _ if self.nonce.is_none() => {}
+            Request::Stdin(bytes) => self.input(channel, &bytes),
+            Request::CloseStdin => {
+                self.session(channel, Session::close_input);
+            }
+            Request::Resize(size) => self.session(channel, |session| session.resize(size)),
+            Request::Signal { signal, target } => {
+                if let Some(signal) = Signal::from_named_raw(i32::from(signal)) {
+                    self.session(channel, |session| session.signal(signal, target));
+                }
+            }
+            Request::Credit(bytes) => self.outbox.grant(channel, bytes),
+            Request::PushData(bytes) => self.push_data(channel, bytes),
+            Request::PushEnd { crc32c, length } => {
+                if let Some(parts) = self.pushes.remove(&channel) {
+                    let _ = parts.send(PushPart::End { crc32c, length });
+                }
+            }
+            Request::Cancel => self.cancel(channel),
+            opening => self.open(channel, opening),
+        }
+    }
+
+    fn hello(&mut self, nonce: u64) {
+        if self.nonce != Some(nonce) {
+            self.end_conversation();
+            self.nonce = Some(nonce);
+        }
+        let welcome = Welcome {
+            nonce,
+            protocol: PROTOCOL,
+            release: rustix::system::uname().release().to_bytes().to_vec(),
+            uptime_ms: uptime_ms(),
+        };
+        self.outbox.send(self.conversation, CONTROL, &Answer::Welcome(welcome));
+        self.next_beat = Instant::now();
+    }
+
+    /// Kills and forgets all that was done for the host that spoke last.
+    fn end_conversation(&mut self) {
+        self.conversation = self.outbox.begin();
+        self.last_channel = 0;
+        self.pushes.clear();
+        for session in std::mem::take(&mut self.sessions).into_values() {
+            session.signal(Signal::KILL, SignalTarget::Everything);
+            self.empty_cgroups.extend(session.into_cgroup());
+        }
+    }
+
+    fn session(&mut self, channel: u32, act: impl FnOnce(&mut Session)) {
+        if let Some(session) = self.sessions.get_mut(&channel) {
+            act(session);
+        }
+    }
+
+    fn input(&mut self, channel: u32, bytes: &[u8]) {
+        let Some(session) = self.sessions.get_mut(&channel) else { return };
+        if !session.input(bytes) {
+            self.cancel(channel);
+        }
+    }
+
+    fn push_data(&mut self, channel: u32, bytes: Vec<u8>) {
+        let Some(parts) = self.pushes.get(&channel) else { return };
+        if parts.send(PushPart::Data(bytes)).is_err() {
+            // The worker failed and has told the host why.
+            self.pushes.remove(&channel);
+        }
+    }
+
+    fn cancel(&mut self, channel: u32) {
+        self.pushes.remove(&channel);
+        if let Some(session) = self.sessions.remove(&channel) {
+            session.signal(Signal::KILL, SignalTarget::Everything);
+            self.empty_cgroups.extend(session.into_cgroup());
+        }
+        let answer = Answer::Error { kind: ErrorKind::Failed, text: b"cancelled".to_vec() };
+        self.outbox.finish(self.conversation, channel, &answer);
+        self.outbox.close(channel);
+    }
+
+    /// The first message of an operation.
+    fn open(&mut self, channel: u32, request: Request) {
+        if channel <= self.last_channel {
+            // Sent twice, or by a host that does not count: its channel has a meaning already.
+            return;
+        }
+        self.last_channel = channel;
+        self.outbox.open(channel);
+        let line =
+            Line { outbox: Arc::clone(&self.outbox), conversation: self.conversation, channel };
+        match request {
+            Request::LoadModules(_)
+            | Request::RescanDisks
+            | Request::SetClock(_)
+            | Request::SeedEntropy(_)
+                if self.role == Role::Process =>
+            {
+                line.finish(Err(refused("this agent does not own its machine")));
+            }
+            Request::Exec(exec) => self.exec(channel, &exec, &line),
+            Request::Ping(number) => line.finish(Ok(Answer::Pong(number))),
+            Request::Push(push) => self.push(channel, push, line),
+            Request::Pull { patterns, limits } => {
+                self.work(line, move |line| transfer::pull(&patterns, limits, line));
+            }
+            Request::Stat(path) => self.work(line, move |_| transfer::stat(&path)),
+            Request::Sync => self.work(line, |_| {
+                rustix::fs::sync();
+                Ok(Answer::Done(Done::default()))
+            }),
+            Request::LoadModules(names) => {
+                let cmdline = Arc::clone(&self.cmdline);
+                self.work(line, move |_| load_modules(&names, &cmdline));
+            }
+            Request::RescanDisks => self.work(line, |_| rescan_disks()),
+            Request::SetClock(nanoseconds) => line.finish(set_clock(nanoseconds)),
+            Request::SeedEntropy(bytes) => line.finish(seed_entropy(&bytes)),
+            Request::PowerOff => self.power_off(line),
+            // The others open nothing and are handled before.
+            _ => {}
+        }
+    }
+
+    fn exec(&mut self, channel: u32, exec: &Exec, line: &Line) {
+        if self.sessions.len() >= MAX_SESSIONS {
+            line.finish(Err(refused("too many programs run already")));
+            return;
+        }
+        if self.role == Role::Init {
+            // The program may look for its disks at once.
+            let _ = disks::rescan();
+        }
+        let cgroup = match self.role {
+            Role::Init => Cgroup::make(&format!("exec-{}-{channel}", self.conversation)),
+            Role::Process => None,
+        };
+        match Session::start(exec, cgroup) {
+            Ok(session) => {
+                let pid = u32::try_from(session.leader().as_raw_nonzero().get()).unwrap_or(0);
+                self.sessions.insert(channel, session);
+                self.outbox.send(self.conversation, channel, &Answer::Started(pid));
+            }
+            Err(error) => {
+                let program = exec.argv.first().map(|name| String::from_utf8_lossy(name));
+                let program = program.unwrap_or_default();
+                line.finish(Err(transfer::io_error("run", Path::new(&*program), &error)));
+            }
+        }
+        self.reaper.watch_again();
+    }
+
+    fn push(&mut self, channel: u32, push: Push, line: Line) {
+        let (sender, parts) = mpsc::channel();
+        self.pushes.insert(channel, sender);
+        self.work(line, move |line| transfer::push(&push, &parts, line));
+    }
+
+    /// Runs an operation in a thread of its own.
+    fn work(&self, line: Line, act: impl FnOnce(&Line) -> Result<Answer, Answer> + Send + 'static) {
+        let workers = Arc::clone(&self.workers);
+        if workers.fetch_add(1, Ordering::Relaxed) >= MAX_WORKERS {
+            workers.fetch_sub(1, Ordering::Relaxed);
+            line.finish(Err(refused("too many operations at once")));
+            return;
+        }
+        let for_thread = line.clone();
+        let started =
+            thread::Builder::new().name("worker".into()).stack_size(256 * 1024).spawn(move || {
+                let result = act(&for_thread);
+                workers.fetch_sub(1, Ordering::Relaxed);
+                for_thread.finish(result);
+            });
+        if let Err(error) = started {
+            self.workers.fetch_sub(1, Ordering::Relaxed);
+            line.finish(Err(refused(&format!("cannot start a thread: {error}"))));
+        }
+    }
+
+    fn power_off(&mut self, line: Line) {
+        for session in self.sessions.values() {
+            session.signal(Signal::KILL, SignalTarget::Everything);
+        }
+        let role = self.role;
+        self.work(line, move |line| {
+            if role == Role::Process {
+                return Ok(Answer::Done(Done::default()));
+            }
+            power::quiesce();
+            line.finish(Ok(Answer::Done(Done::default())));
+            // The loop needs a moment to send that; should it not, the host sees the machine end.
+            thread::sleep(Duration::from_millis(20));
+            power::off()
+        });
+    }
+
+    fn bury(&mut self) {
+        for (pid, status) in self.reaper.bury() {
+            let status = exit_status(status);
+            if let Some(session) = self.sessions.values_mut().find(|s| s.leader() == pid) {
+                session.ended(status);
+            }
+        }
+    }
+
+    fn drain_uevents(&mut self) {
+        let Some(uevents) = &self.uevents else { return };
+        let mut about_disks = false;
+        let mut buffer = [0; 8192];
+        while let Ok(count) = rustix::io::read(uevents, &mut buffer) {
+            let text = String::from_utf8_lossy(&buffer[..count]);
+            about_disks |= text.split('\0').any(|line| line == "SUBSYSTEM=block");
+            if count == 0 {
+                break;
+            }
+        }
+        if about_disks {
+            let _ = disks::rescan();
+        }
+    }
+
+    /// Sends what a program wrote, as far as the host wants it. True if there was anything.
+    fn forward(&mut self, channel: u32, stream: Stream) -> bool {
+        let budget = self.outbox.budget(channel);
+        let Some(session) = self.sessions.get_mut(&channel).filter(|_| budget > 0) else {
+            return false;
+        };
+        let Some(bytes) = session.read(stream, budget) else { return false };
+        self.outbox.send_metered(channel, &Answer::Output { stream, bytes });
+        true
+    }
+
+    fn give_credit(&mut self) {
+        for (&channel, session) in &mut self.sessions {
+            if let Some(bytes) = session.take_owed() {
+                self.outbox.send(self.conversation, channel, &Answer::Credit(bytes));
+            }
+        }
+    }
+
+    fn finish_sessions(&mut self) {
+        let now = Instant::now();
+        let candidates: Vec<u32> = self
+            .sessions
+            .iter()
+            .filter(|(_, session)| session.is_finished(now))
+            .map(|(&channel, _)| channel)
+            .collect();
+        for channel in candidates {
+            let streams: Vec<Stream> = self.sessions[&channel].outputs().map(|(s, _)| s).collect();
+            let mut silent = true;
+            for stream in streams {
+                // Out of credit is no silence: what is left is sent once the host wants it.
+                silent &= self.outbox.budget(channel) > 0 && !self.forward(channel, stream);
+            }
+            if !silent && !self.sessions[&channel].is_overrun() {
+                continue;
+            }
+            let Some(session) = self.sessions.remove(&channel) else { continue };
+            if let Some(status) = session.status() {
+                self.outbox.finish(self.conversation, channel, &Answer::Exited(status));
+            }
+            self.empty_cgroups.extend(session.into_cgroup());
+        }
+    }
+
+    fn beat(&mut self) {
+        let now = Instant::now();
+        if self.nonce.is_none() || now < self.next_beat {
+            return;
+        }
+        self.next_beat = now + HEARTBEAT_EVERY;
+        let info = rustix::system::sysinfo();
+        let unit = u64::from(info.mem_unit.max(1));
+        let heartbeat = Heartbeat {
+            uptime_ms: uptime_ms(),
+            // The kernel counts load in 1/65536.
+            load_centi: u32::try_from(info.loads[0].saturating_mul(100) >> 16).unwrap_or(u32::MAX),
+            memory_total: info.totalram.saturating_mul(unit),
+            memory_available: memory_available().unwrap_or(info.freeram.saturating_mul(unit)),
+            sessions: u32::try_from(self.sessions.len()).unwrap_or(u32::MAX),
+        };
+        self.outbox.beat(&Answer::Heartbeat(heartbeat));
+    }
+}
+
+fn refused(text: &str) -> Answer {
+    Answer::Error { kind: ErrorKind::Refused, text: text.as_bytes().to_vec() }
+}
+
+fn exit_status(status: WaitStatus) -> ExitStatus {
+    match (status.exit_status(), status.terminating_signal()) {
+        (Some(code), _) => ExitStatus::Code(code),
+        (None, Some(signal)) => ExitStatus::Signal(signal),
+        (None, None) => ExitStatus::Code(-1),
+    }
+}
+
+fn load_modules(names: &[Vec<u8>], cmdline: &Cmdline) -> Result<Answer, Answer> {
+    let names: Vec<_> = names.iter().map(|name| String::from_utf8_lossy(name)).collect();
+    let names: Vec<&str> = names.iter().map(AsRef::as_ref).collect();
+    let loaded = modules::load(&names, "", cmdline)
+        .map_err(|trouble| Answer::Error { kind: trouble.kind, text: trouble.text.into_bytes() })?;
+    // A driver may have brought disks.
+    let _ = disks::rescan();
+    Ok(Answer::Done(Done { count: loaded, ..Done::default() }))
+}
+
+fn rescan_disks() -> Result<Answer, Answer> {
+    match disks::rescan() {
+        Ok(count) => Ok(Answer::Done(Done { count, ..Done::default() })),
+        Err(error) => Err(transfer::io_error("update", Path::new("/dev/disk/by-id"), &error)),
+    }
+}
+
+fn set_clock(nanoseconds: u64) -> Result<Answer, Answer> {
+    let since_epoch = timespec(Duration::from_nanos(nanoseconds));
+    match clock_settime(ClockId::Realtime, since_epoch) {
+        Ok(()) => Ok(Answer::Done(Done::default())),
+        Err(error) => Err(refused(&format!("cannot set the clock: {error}"))),
+    }
+}
+
+/// Stirs the bytes in; the kernel credits nothing for them, but its output is another from now on.
+fn seed_entropy(bytes: &[u8]) -> Result<Answer, Answer> {
+    let path = Path::new("/dev/urandom");
+    match fs::write(path, bytes) {
+        Ok(()) => Ok(Answer::Done(Done::default())),
+        Err(error) => Err(transfer::io_error("write", path, &error)),
+    }
+}
+
+fn uptime_ms() -> u64 {
+    let now = clock_gettime(ClockId::Boottime);
+    let seconds = u64::try_from(now.tv_sec).unwrap_or(0);
+    seconds * 1000 + u64::try_from(now.tv_nsec).unwrap_or(0) / 1_000_000
+}
+
+fn memory_available() -> Option<u64> {
+    let text = fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    let kib: u64 = line.trim().strip_suffix(" kB")?.parse().ok()?;
+    Some(kib * 1024)
+}
+
+fn timespec(duration: Duration) -> Timespec {
+    Timespec {
+        tv_sec: i64::try_from(duration.as_secs()).unwrap_or(i64::MAX),
+        tv_nsec: i64::from(duration.subsec_nanos()),
+    }
+}
