@@ -299,7 +299,7 @@ mod tests {
     use crate::sample;
 
     fn run(id: &str, outcomes: &[Outcome]) -> RunSummary {
-        sample::summary(&sample::events(id, outcomes))
+        crate::summary::of_events(&sample::events(id, outcomes))
     }
 
     fn failed() -> Outcome {

@@ -85,7 +85,7 @@ mod tests {
             Outcome::Skipped { reason: "no disk".into() },
             Outcome::Broken { reason: "no qemu".into() },
         ];
-        let run = sample::summary(&sample::events("20260101-000000-0001", &outcomes));
+        let run = crate::summary::of_events(&sample::events("20260101-000000-0001", &outcomes));
         let xml = junit(&run, None).unwrap();
         insta::assert_snapshot!(xml);
     }
@@ -95,7 +95,8 @@ mod tests {
         let every: String =
             (0..0x3000u32).chain(0xd7f0..0x10020).filter_map(char::from_u32).collect();
         let outcome = Outcome::Failed { reason: format!("]]> <!-- & {every}") };
-        let mut run = sample::summary(&sample::events("20260101-000000-0001", &[outcome]));
+        let mut run =
+            crate::summary::of_events(&sample::events("20260101-000000-0001", &[outcome]));
         run.scenario = every;
         let xml = junit(&run, None).unwrap();
         let valid = |c: char| matches!(c, '\t' | '\n' | '\r' | '\u{20}'..='\u{d7ff}' | '\u{e000}'..='\u{fffd}' | '\u{10000}'..);

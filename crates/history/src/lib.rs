@@ -15,10 +15,12 @@ pub mod hostile;
 mod index;
 mod junit;
 mod lines;
+mod publish;
 mod recorder;
 mod replay;
 #[cfg(test)]
 mod sample;
+pub mod site;
 mod standing;
 mod summary;
 
@@ -28,6 +30,7 @@ pub use error::HistoryError;
 pub use folder::{RunFolder, run_ids};
 pub use index::{Index, Refreshed, RunFilter, RunRow, SeenSplat};
 pub use junit::junit;
+pub use publish::{Published, publish};
 pub use recorder::{LARGEST_CAST, Recorder};
 pub use replay::{Frame, Replay, ReplayOptions};
 pub use standing::{Past, Standing, WINDOW};

@@ -99,14 +99,3 @@ pub(crate) fn lines(events: &[Event]) -> Vec<u8> {
     }
     text
 }
-
-/// What the events add up to.
-#[cfg(test)]
-pub(crate) fn summary(events: &[Event]) -> crate::RunSummary {
-    let mut builder = crate::SummaryBuilder::default();
-    for event in events {
-        builder.take(event.clone());
-    }
-    let folder = crate::RunFolder::at("sample");
-    builder.finish(&folder, false, Default::default()).unwrap()
-}

@@ -404,6 +404,16 @@ pub fn read_runs(
     Ok(all)
 }
 
+/// What the events of a sample add up to.
+#[cfg(test)]
+pub(crate) fn of_events(events: &[Event]) -> RunSummary {
+    let mut builder = SummaryBuilder::default();
+    for event in events {
+        builder.take(event.clone());
+    }
+    builder.finish(&RunFolder::at("sample"), false, Damage::default()).unwrap()
+}
+
 #[cfg(test)]
 mod tests {
     use std::fs;
