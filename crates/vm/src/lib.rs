@@ -6,7 +6,21 @@
 
 pub mod agent;
 pub mod console;
+mod emulator;
+mod error;
+mod events;
 pub mod lifeline;
+mod listener;
+mod machine;
 pub mod probe;
 pub mod qmp;
+mod spec;
 pub mod splat;
+
+pub use emulator::Emulator;
+pub use error::VmError;
+pub use events::{Ended, How, Next, VmEvent, VmEvents};
+pub use machine::{Interrogation, Vm, VmState};
+pub use spec::{
+    AGENT_PORT, CHANGING_PARAMETERS, DiskSpec, Durability, PARAMETERS, TCG_PARAMETERS, VmSpec,
+};

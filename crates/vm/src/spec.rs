@@ -1,0 +1,314 @@
+//! What to boot, and the command line that says so to QEMU 7.2 and later.
+
+use std::ffi::OsString;
+use std::os::fd::RawFd;
+use std::path::PathBuf;
+
+use kiln_block::ByteLen;
+use kiln_model::event::Acceleration;
+use serde_json::{Value, json};
+
+use crate::{Emulator, VmError};
+
+/// The name of the agent's port in the guest: `/dev/virtio-ports/kiln.agent`, or the port whose `name` in
+/// `/sys/class/virtio-ports` says so.
+pub const AGENT_PORT: &str = "kiln.agent";
+/// The chardev of the serial console, for control commands.
+pub(crate) const CONSOLE: &str = "console";
+
+/// Given to every kernel: they make booting quicker and reports visible, and leave what is tested alone.
+///
+/// `loglevel=5` prints warnings and worse from the first line on; a panic or an oops raises it by itself, the agent
+/// once it runs. `panic=-1` turns a panic into an exit of QEMU after its last line; `sysrq_always_enabled` lets a hung
+/// kernel be questioned.
+pub const PARAMETERS: &[&str] = &[
+    "console=ttyS0",
+    "panic=-1",
+    "loglevel=5",
+    "sysrq_always_enabled",
+    "cryptomgr.notests",
+    "rcupdate.rcu_expedited=1",
+    "i8042.noaux",
+    "i8042.nokbd",
+    "8250.nr_uarts=1",
+    "random.trust_cpu=on",
+];
+/// Also given where QEMU translates: its clock is steady, and waiting to find that out costs a tenth of the boot.
+pub const TCG_PARAMETERS: &[&str] = &["tsc=reliable", "no_timer_check"];
+/// Quicker still, but another kernel in what it does: only for those who ask.
+pub const CHANGING_PARAMETERS: &[&str] =
+    &["mitigations=off", "nokaslr", "nowatchdog", "noreplace-smp"];
+
+/// Whether a disk outlives a crash of the host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Durability {
+    /// The guest's flushes stop at the host's page cache: for disks that are thrown away.
+    Discardable,
+    /// The guest's flushes reach the host's disk.
+    Flushed,
+}
+
+/// One raw disk.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DiskSpec {
+    /// How the guest knows it; at most 20 bytes.
+    pub serial: String,
+    /// The raw image; its length is the disk's.
+    pub path: PathBuf,
+    /// What a flush means.
+    pub durability: Durability,
+}
+
+/// One machine.
+#[derive(Clone, Debug)]
+pub struct VmSpec {
+    /// The emulator.
+    pub emulator: Emulator,
+    /// What executes.
+    pub acceleration: Acceleration,
+    /// `vmlinux` with a PVH note (quicker: no firmware, no decompression, and so no KASLR), or a bzImage.
+    pub kernel: PathBuf,
+    /// The initramfs.
+    pub initramfs: Option<PathBuf>,
+    /// Follow Kiln's own, so that they win.
+    pub parameters: Vec<String>,
+    /// Arguments of the guest's init.
+    pub init_arguments: Vec<String>,
+    /// Its size.
+    pub memory: ByteLen,
+    /// At least one.
+    pub cpus: u8,
+    /// Found in the guest by serial.
+    pub disks: Vec<DiskSpec>,
+    /// Where its console is recorded.
+    pub console_log: PathBuf,
+    /// The most of it that is kept.
+    pub console_limit: ByteLen,
+}
+
+/// The numbers of the descriptors QEMU inherits.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Channels {
+    pub(crate) console: RawFd,
+    pub(crate) control: RawFd,
+    pub(crate) agent: RawFd,
+}
+
+impl VmSpec {
+    /// The kernel's command line.
+    ///
+    /// # Errors
+    /// When it is longer than any kernel reads.
+    pub fn command_line(&self) -> Result<String, VmError> {
+        let tcg = match self.acceleration {
+            Acceleration::Tcg => TCG_PARAMETERS,
+            Acceleration::Kvm => &[],
+        };
+        let own = PARAMETERS.iter().chain(tcg).map(|word| (*word).to_owned());
+        let mut words: Vec<String> = own.chain(self.parameters.iter().cloned()).collect();
+        if !self.init_arguments.is_empty() {
+            words.push("--".into());
+            words.extend(self.init_arguments.iter().cloned());
+        }
+        let line = words.join(" ");
+        // COMMAND_LINE_SIZE of x86, with its terminating zero.
+        match line.len() {
+            0..2048 => Ok(line),
+            long => Err(VmError::Spec(format!(
+                "the kernel's command line has {long} bytes and the kernel reads 2047; shorten the parameters"
+            ))),
+        }
+    }
+
+    /// QEMU's arguments. The channels are descriptors it inherits: there are no sockets in any folder.
+    pub(crate) fn arguments(&self, channels: Channels) -> Result<Vec<OsString>, VmError> {
+        if self.cpus == 0 {
+            return Err(VmError::Spec("a machine needs at least one processor".into()));
+        }
+        if self.memory < ByteLen::mib(32) {
+            return Err(VmError::Spec(format!(
+                "no kernel boots in {} of memory; give the machine 32M or more",
+                self.memory
+            )));
+        }
+        let mut args = Arguments::default();
+        for flag in ["-nodefaults", "-no-user-config", "-no-reboot"] {
+            args.word(flag);
+        }
+        args.pair("-name", "kiln");
+        args.pair("-display", "none");
+        args.pair("-machine", "pc");
+        args.pair("-accel", self.acceleration.word());
+        // Distributions now build for x86-64-v2 and v3, which QEMU's default processor is not.
+        args.pair(
+            "-cpu",
+            match self.acceleration {
+                Acceleration::Kvm => "host",
+                Acceleration::Tcg => "max",
+            },
+        );
+        args.pair("-smp", self.cpus.to_string());
+        args.pair("-m", format!("{}K", self.memory.get().div_ceil(1024)));
+        args.pair("-kernel", &self.kernel);
+        if let Some(initramfs) = &self.initramfs {
+            args.pair("-initrd", initramfs);
+        }
+        args.pair("-append", self.command_line()?);
+        args.chardev(CONSOLE, channels.console);
+        args.pair("-serial", format!("chardev:{CONSOLE}"));
+        args.chardev("control", channels.control);
+        args.pair("-mon", "chardev=control,mode=control");
+        args.chardev("agent", channels.agent);
+        args.pair("-device", "virtio-serial-pci,max_ports=2");
+        args.pair("-device", format!("virtserialport,nr=1,chardev=agent,name={AGENT_PORT}"));
+        args.pair("-object", "rng-random,id=entropy,filename=/dev/urandom");
+        args.pair("-device", "virtio-rng-pci,rng=entropy");
+        for (number, disk) in self.disks.iter().enumerate() {
+            args.disk(number, disk)?;
+        }
+        Ok(args.0)
+    }
+}
+
+#[derive(Default)]
+struct Arguments(Vec<OsString>);
+
+impl Arguments {
+    fn word(&mut self, word: impl Into<OsString>) {
+        self.0.push(word.into());
+    }
+
+    fn pair(&mut self, name: &str, value: impl Into<OsString>) {
+        self.word(name);
+        self.word(value);
+    }
+
+    fn chardev(&mut self, id: &str, fd: RawFd) {
+        self.pair("-chardev", format!("socket,id={id},fd={fd}"));
+    }
+
+    /// In JSON, for a path may hold a comma and a serial anything.
+    fn json(&mut self, name: &str, value: &Value) {
+        self.pair(name, value.to_string());
+    }
+
+    fn disk(&mut self, number: usize, disk: &DiskSpec) -> Result<(), VmError> {
+        if disk.serial.len() > 20 {
+            return Err(VmError::Spec(format!(
+                "the serial {:?} is longer than the 20 bytes a virtio disk can say",
+                disk.serial
+            )));
+        }
+        let Some(path) = disk.path.to_str() else {
+            return Err(VmError::Spec(format!(
+                "QEMU cannot be told a path that is not UTF-8: {}",
+                disk.path.display()
+            )));
+        };
+        let cache = json!({
+            "direct": false,
+            "no-flush": disk.durability == Durability::Discardable,
+        });
+        let node = format!("disk{number}");
+        self.json(
+            "-blockdev",
+            &json!({
+                "driver": "raw",
+                "node-name": node,
+                "discard": "unmap",
+                "cache": cache,
+                "file": { "driver": "file", "filename": path, "discard": "unmap", "cache": cache },
+            }),
+        );
+        self.json(
+            "-device",
+            &json!({ "driver": "virtio-blk-pci", "drive": node, "serial": disk.serial }),
+        );
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spec() -> VmSpec {
+        VmSpec {
+            emulator: Emulator::for_test(),
+            acceleration: Acceleration::Tcg,
+            kernel: "/k/vmlinux".into(),
+            initramfs: Some("/k/initramfs".into()),
+            parameters: vec!["loglevel=7".into()],
+            init_arguments: Vec::new(),
+            memory: ByteLen::mib(512),
+            cpus: 2,
+            disks: vec![DiskSpec {
+                serial: "scratch".into(),
+                path: "/d/with,comma.raw".into(),
+                durability: Durability::Discardable,
+            }],
+            console_log: "/r/console.log".into(),
+            console_limit: ByteLen::mib(64),
+        }
+    }
+
+    fn lines(spec: &VmSpec) -> String {
+        let channels = Channels { console: 10, control: 11, agent: 12 };
+        let words = spec.arguments(channels).unwrap();
+        let words: Vec<_> = words.iter().map(|word| word.to_str().unwrap()).collect();
+        words.join(" ").replace(" -", "\n-")
+    }
+
+    #[test]
+    fn the_command_line_holds_what_the_machine_needs_and_nothing_else() {
+        insta::assert_snapshot!(lines(&spec()), @r#"
+        -nodefaults
+        -no-user-config
+        -no-reboot
+        -name kiln
+        -display none
+        -machine pc
+        -accel tcg
+        -cpu max
+        -smp 2
+        -m 524288K
+        -kernel /k/vmlinux
+        -initrd /k/initramfs
+        -append console=ttyS0 panic=-1 loglevel=5 sysrq_always_enabled cryptomgr.notests rcupdate.rcu_expedited=1 i8042.noaux i8042.nokbd 8250.nr_uarts=1 random.trust_cpu=on tsc=reliable no_timer_check loglevel=7
+        -chardev socket,id=console,fd=10
+        -serial chardev:console
+        -chardev socket,id=control,fd=11
+        -mon chardev=control,mode=control
+        -chardev socket,id=agent,fd=12
+        -device virtio-serial-pci,max_ports=2
+        -device virtserialport,nr=1,chardev=agent,name=kiln.agent
+        -object rng-random,id=entropy,filename=/dev/urandom
+        -device virtio-rng-pci,rng=entropy
+        -blockdev {"cache":{"direct":false,"no-flush":true},"discard":"unmap","driver":"raw","file":{"cache":{"direct":false,"no-flush":true},"discard":"unmap","driver":"file","filename":"/d/with,comma.raw"},"node-name":"disk0"}
+        -device {"drive":"disk0","driver":"virtio-blk-pci","serial":"scratch"}
+        "#);
+    }
+
+    #[test]
+    fn kvm_gets_the_hosts_processor_and_no_promise_about_its_clock() {
+        let line = lines(&VmSpec { acceleration: Acceleration::Kvm, ..spec() });
+        assert!(line.contains("-accel kvm\n-cpu host"), "{line}");
+        assert!(!line.contains("tsc=reliable"), "{line}");
+    }
+
+    #[test]
+    fn a_machine_that_cannot_be_is_refused_with_a_reason() {
+        let channels = Channels { console: 10, control: 11, agent: 12 };
+        let long = "x".repeat(3000);
+        let refused = [
+            VmSpec { cpus: 0, ..spec() },
+            VmSpec { memory: ByteLen::mib(1), ..spec() },
+            VmSpec { parameters: vec![long], ..spec() },
+        ];
+        let reasons: Vec<String> =
+            refused.iter().map(|spec| spec.arguments(channels).unwrap_err().to_string()).collect();
+        assert!(reasons[0].contains("at least one processor"), "{reasons:?}");
+        assert!(reasons[1].contains("32M or more"), "{reasons:?}");
+        assert!(reasons[2].contains("2047"), "{reasons:?}");
+    }
+}
