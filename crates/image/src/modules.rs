@@ -349,14 +349,4 @@ fn slips(a: &str, b: &str) -> usize {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_slip_of_the_fingers_is_found_again() {
-        let names = ["btrfs", "bpfs", "ext4", "xfs", "virtio_blk", "virtio_bt"];
-        assert_eq!(nearest("btrsf", names.into_iter()), ["btrfs"]);
-        assert_eq!(nearest("virtio-blck", names.into_iter()), ["virtio_blk", "virtio_bt"]);
-        assert!(nearest("reiserfs", names.into_iter()).is_empty());
-    }
-}
+mod tests;
