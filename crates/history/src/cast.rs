@@ -187,7 +187,30 @@ fn parse_size(text: &str) -> Option<TerminalSize> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    proptest! {
+        #[test]
+        fn no_bytes_make_the_reader_panic_or_time_run_backwards(
+            lines in proptest::collection::vec("[\\[\\]{}\",.0-9eomr x:-]{0,30}|\\PC{0,20}", 0..20),
+            version in 2..4,
+        ) {
+            let header = if version == 2 {
+                "{\"version\":2,\"width\":80,\"height\":12}"
+            } else {
+                "{\"version\":3,\"term\":{\"cols\":80,\"rows\":12}}"
+            };
+            let text = format!("{header}\n{}", lines.join("\n"));
+            let mut reader = CastReader::open(text.as_bytes(), Path::new("x")).unwrap();
+            let mut at = Duration::ZERO;
+            while let Some(event) = reader.next_event().unwrap() {
+                prop_assert!(event.at >= at);
+                at = event.at;
+            }
+        }
+    }
 
     fn events(text: &str) -> Vec<(u128, CastKind)> {
         let mut reader = CastReader::open(text.as_bytes(), Path::new("x.cast")).unwrap();

@@ -70,6 +70,6 @@ mod tests {
             "aa",
             &[Outcome::Passed, failed],
         );
-        insta::assert_snapshot!(super::badge(&crate::summary::of_events(&events)), @"");
+        insta::assert_snapshot!(super::badge(&crate::summary::of_events(&events)));
     }
 }

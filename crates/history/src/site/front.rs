@@ -184,7 +184,7 @@ fn table<'a>(runs: impl Iterator<Item = &'a RunSummary>, to: &str) -> Markup {
         div.scroll tabindex="0" role="region" aria-label="Runs" {
             table {
                 thead { tr {
-                    th scope="col" { "Began" } th scope="col" { "Scenario" } th scope="col" { "Verdict" }
+                    th scope="col" { "Began" } th scope="col" { "Verdict" } th scope="col" { "Scenario" }
                     th.number scope="col" { "Passed" } th.number scope="col" { "Took" } th scope="col" { "Kernel" }
                 } }
                 tbody {
@@ -192,8 +192,8 @@ fn table<'a>(runs: impl Iterator<Item = &'a RunSummary>, to: &str) -> Markup {
                         @let (passed, of) = run.passed();
                         tr {
                             th scope="row" { a href={ (to) (run.id) "/index.html" } { (moment(run.started)) } }
-                            td { (one_line(&run.scenario, 80)) }
                             td { (chip(run.word())) }
+                            td { (one_line(&run.scenario, 80)) }
                             td.number { (passed) span.quiet { " of " (of) } }
                             td.number { (duration(run.took_ms)) }
                             td { (page::kernel(run)) }
