@@ -8,7 +8,8 @@
 //! Everything that happens is told to an [`EventSink`]; files go into the run's folder (`docs/formats/recording.md`).
 
 mod flood;
-mod machine;
+pub(crate) mod machine;
+pub(crate) mod qemu;
 mod scratch;
 mod stage;
 
@@ -26,6 +27,14 @@ use stage::{Console, StageRun};
 
 /// So many machines in a row may fail to boot.
 pub const BOOT_ATTEMPTS: u32 = 2;
+
+/// Executes a job to its end. Every stage of the spec ends with exactly one `stage-ended`, whatever happens.
+pub fn execute(spec: &JobSpec, sink: &mut dyn EventSink, stop: &StopToken) {
+    let pid = std::process::id();
+    tell(sink, Happening::JobStarted { job: spec.job.clone(), pid });
+    let mut machines = qemu::QemuMachines::new(spec);
+    Execution::new(spec, sink, stop).all(&mut machines);
+}
 
 struct Execution<'a> {
     spec: &'a JobSpec,

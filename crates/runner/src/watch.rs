@@ -10,7 +10,7 @@
 //!    for, for [`Limits::report`] at most or until the machine is gone; the first fatal splat names the crash, since what
 //!    follows it (`panic: Fatal exception`) is its echo.
 //! 2. The script's exit counts once the console has been still for [`Limits::still`]: a splat printed before the exit
-//!    may arrive after it.
+//!    may arrive after it, and one whose report has begun is waited for.
 //! 3. A machine that is gone without a splat says itself whose fault that was ([`Gone`]).
 //! 4. Silence for [`Limits::hang`] is a hang, even where the deadline has passed meanwhile.
 //! 5. The deadline.
@@ -27,6 +27,8 @@ pub enum Sign {
     Console(Vec<u8>),
     /// Bytes on the stage's terminal.
     Terminal(Vec<u8>),
+    /// A report has begun on the console; the splat follows when it is whole.
+    ReportBegun,
     /// A report was found on the console.
     Splat(Splat),
     /// The agent is alive.
@@ -114,6 +116,7 @@ pub struct Watch {
     console_at: Duration,
     crash: Option<(Duration, String)>,
     exit: Option<(Duration, Exit)>,
+    report_open: Option<Duration>,
     gone: Option<Gone>,
     agent_lost: Option<(Duration, String)>,
 }
@@ -128,6 +131,7 @@ impl Watch {
             console_at: now,
             crash: None,
             exit: None,
+            report_open: None,
             gone: None,
             agent_lost: None,
         }
@@ -141,8 +145,12 @@ impl Watch {
                 self.console_at = now;
             }
             Sign::Terminal(_) | Sign::Heartbeat => self.heard = now,
+            Sign::ReportBegun => {
+                self.report_open.get_or_insert(now);
+            }
             Sign::Splat(splat) => {
                 self.heard = now;
+                self.report_open = None;
                 if splat.kind.is_fatal() && self.crash.is_none() {
                     self.crash = Some((now, splat.signature.clone()));
                 }
@@ -166,13 +174,9 @@ impl Watch {
             let told = self.gone.is_some() || now >= *at + self.limits.report;
             return told.then(|| Ending::Crashed { signature: signature.clone() });
         }
-        if let Some((at, exit)) = self.exit {
-            let still = now >= self.console_at.max(at) + self.limits.still;
-            let patient_enough = now >= at + self.limits.never_still;
-            if still || patient_enough || self.gone.is_some() {
-                return Some(Ending::Exited(exit));
-            }
-            return None;
+        if let Some((_, exit)) = self.exit {
+            let patient_enough = now >= self.exit_counts_at();
+            return (patient_enough || self.gone.is_some()).then_some(Ending::Exited(exit));
         }
         if let Some(gone) = &self.gone {
             return Some(Ending::Gone(gone.clone()));
@@ -189,13 +193,23 @@ impl Watch {
         (now >= self.started + self.limits.timeout).then_some(Ending::Deadline)
     }
 
+    /// When the script's exit counts, unless something is seen before.
+    fn exit_counts_at(&self) -> Duration {
+        let exited = self.exit.map_or(self.started, |(at, _)| at);
+        if let Some(begun) = self.report_open {
+            // Whoever cuts the report out of the console waits as long for its end, so this is longer.
+            return exited.max(begun) + self.limits.report * 2;
+        }
+        (self.console_at.max(exited) + self.limits.still).min(exited + self.limits.never_still)
+    }
+
     /// When to ask again if no sign comes before.
     pub fn wake_at(&self) -> Duration {
         if let Some((at, _)) = &self.crash {
             return *at + self.limits.report;
         }
-        if let Some((at, _)) = self.exit {
-            return (self.console_at.max(at) + self.limits.still).min(at + self.limits.never_still);
+        if self.exit.is_some() {
+            return self.exit_counts_at();
         }
         let silence = (self.heard + self.limits.hang).min(self.started + self.limits.timeout);
         match &self.agent_lost {

@@ -59,6 +59,8 @@ pub(crate) trait Machine {
 pub(crate) enum News {
     /// It booted: wall and CPU time from exec to the agent's hello, in milliseconds.
     Ready { boot_ms: u64, boot_cpu_ms: u64 },
+    /// It runs, and will never be ready.
+    Failed(String),
     /// Something that bears on a stage.
     Sign(Sign),
 }
@@ -70,6 +72,8 @@ pub(crate) struct Pulled {
     pub(crate) saved: Vec<Saved>,
     /// Whether there was more than may be brought.
     pub(crate) truncated: bool,
+    /// What could not be had, and why.
+    pub(crate) troubles: Vec<String>,
 }
 
 /// A file that was saved.

@@ -136,6 +136,7 @@ impl Execution<'_> {
                     tell(self.sink, Happening::VmReady { vm, boot_ms, boot_cpu_ms });
                     return Ok(());
                 }
+                Some(News::Failed(reason)) => return Err(Outcome::Broken { reason }),
                 Some(News::Sign(sign)) => {
                     let now = self.now();
                     watch.see(now, &sign);
@@ -201,11 +202,7 @@ impl Execution<'_> {
                 let (vm, stage) = (live.number, stage.cloned());
                 tell(self.sink, Happening::SplatSeen { vm, stage, splat });
             }
-            Sign::Terminal(_)
-            | Sign::Heartbeat
-            | Sign::Exited(_)
-            | Sign::AgentLost(_)
-            | Sign::Gone(_) => {}
+            _ => {}
         }
     }
 
@@ -216,8 +213,8 @@ impl Execution<'_> {
         let mut quiet_since = self.now();
         loop {
             let now = self.now();
-            // The answer is complete when the console has been still for a while.
-            if now >= until || now >= quiet_since + Duration::from_millis(700) {
+            // Questioning has waited for the answer; only what is on its way is left.
+            if now >= until || now >= quiet_since + Duration::from_millis(300) {
                 break;
             }
             match live.machine.next(Duration::from_millis(100)) {
@@ -232,7 +229,7 @@ impl Execution<'_> {
                         self.tell_sign(live, stage, now, sign);
                     }
                 }
-                Some(News::Ready { .. }) | None => {}
+                Some(News::Ready { .. } | News::Failed(_)) | None => {}
             }
         }
         if let Some(text) = registers {
@@ -462,6 +459,9 @@ impl<'r, 'a> StageRun<'r, 'a> {
             Ok(pulled) => {
                 let stage = self.stage.name.clone();
                 self.job.tell_saved(Some(&stage), &pulled.saved);
+                for trouble in pulled.troubles.iter().take(10) {
+                    self.job.warn(format!("artifacts of {stage}: {trouble}"));
+                }
                 if pulled.truncated {
                     self.job.warn(format!("stage {stage} has more artifacts than may be kept"));
                 }

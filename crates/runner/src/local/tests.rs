@@ -1,5 +1,7 @@
 //! The local backend with shell scripts as jobs.
 
+use std::path::Path;
+
 use kiln_model::event::{Event, KernelIdentity};
 use kiln_model::job::{self, AccelerationChoice, JobKernel, Machine, Stage, Suite};
 use kiln_model::outcome::Outcome;

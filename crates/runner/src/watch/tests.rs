@@ -55,6 +55,15 @@ fn an_oops_beats_the_exit_that_overtook_it() {
 }
 
 #[test]
+fn an_exit_waits_for_a_report_that_has_begun() {
+    let mut watch = watch(&[(90, Sign::ReportBegun), (100, Sign::Exited(Exit::Code(0)))]);
+    assert_eq!(watch.ending(at(2500)), None);
+    assert_eq!(watch.wake_at(), at(4100));
+    watch.see(at(2600), &splat(SplatKind::Bug, "bug: f"));
+    assert_eq!(watch.ending(at(4600)), Some(Ending::Crashed { signature: "bug: f".into() }));
+}
+
+#[test]
 fn a_crash_is_told_at_once_when_the_machine_is_gone() {
     let watch = watch(&[
         (5, splat(SplatKind::Panic, "panic: sysrq")),
@@ -133,6 +142,7 @@ fn any_sign() -> impl Strategy<Value = Sign> {
         Just(Sign::Heartbeat),
         Just(text(Sign::Console)),
         Just(text(Sign::Terminal)),
+        Just(Sign::ReportBegun),
         Just(splat(SplatKind::Warning, "w")),
         Just(splat(SplatKind::Oops, "o")),
         (0..3).prop_map(|code| Sign::Exited(Exit::Code(code))),

@@ -1,0 +1,433 @@
+//! The real machine: QEMU with Kiln's guest in it.
+//!
+//! Three threads report to the one that executes the job, through one bounded channel: one passes on what happens to
+//! QEMU and on its console, one waits for the agent's hello and prepares the guest, one reads the terminal of
+//! the stage that runs. When the machine ends, its streams end, and with them the threads.
+
+use std::fs;
+use std::io::Cursor;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, SyncSender};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use kiln_block::ByteLen;
+use kiln_model::event::Acceleration;
+use kiln_model::job::{JobSpec, Stage, Suite};
+use kiln_model::protocol::{Exec, Pty};
+use kiln_vm::agent::{
+    Agent, AgentError, ExitStatus, PullLimits, Session, SessionEvent, SessionHandle, SignalTarget,
+};
+use kiln_vm::console::Line;
+use kiln_vm::splat::Detector;
+use kiln_vm::{
+    CHANGING_PARAMETERS, DiskSpec, Durability, Emulator, Ended, How, Next, Vm, VmEvent, VmSpec,
+    probe,
+};
+
+use super::machine::{ARTIFACT_BYTES, ARTIFACT_ENTRIES, Machine, Machines, News, Pulled, Saved};
+use super::scratch::Scratch;
+use crate::chain::chain;
+use crate::watch::{Exit, Gone, Sign};
+
+/// How many reports may wait for the job.
+const WAITING: usize = 1024;
+/// Most of a console's recording that is kept.
+const CONSOLE_LIMIT: ByteLen = ByteLen::mib(64);
+/// How long a small request may take on a slow machine: pushing a script, looking at a file.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// How long artifacts may take.
+const PULL_PATIENCE: Duration = Duration::from_secs(300);
+/// How long a guest may take to switch itself off.
+const FAREWELL: Duration = Duration::from_secs(30);
+/// How long a hanging guest is questioned.
+const QUESTIONING: Duration = Duration::from_secs(8);
+/// The terminal of every stage; recordings are made for this size.
+const TERMINAL: Pty = Pty { rows: 24, cols: 80 };
+/// Makes the kernel print all of its log on the console.
+const LOUDEST: u8 = b'8';
+
+/// Makes QEMU machines for a job.
+pub(crate) struct QemuMachines<'a> {
+    spec: &'a JobSpec,
+    acceleration: Option<Acceleration>,
+}
+
+impl<'a> QemuMachines<'a> {
+    pub(crate) fn new(spec: &'a JobSpec) -> QemuMachines<'a> {
+        QemuMachines { spec, acceleration: None }
+    }
+
+    fn acceleration(&mut self) -> Result<Acceleration, String> {
+        if let Some(known) = self.acceleration {
+            return Ok(known);
+        }
+        let (chosen, _) = probe::choose(self.spec.machine.acceleration, || probe::kvm(None))
+            .map_err(|error| error.to_string())?;
+        self.acceleration = Some(chosen);
+        Ok(chosen)
+    }
+
+    /// Starts the next machine.
+    pub(crate) fn boot(&mut self, number: u32) -> Result<QemuMachine, String> {
+        let spec = self.spec;
+        let acceleration = self.acceleration()?;
+        let emulator =
+            Emulator::find(spec.machine.qemu.as_deref()).map_err(|error| chain(&error))?;
+        let folder = spec.folder.join("machines").join(number.to_string());
+        fs::create_dir_all(&folder)
+            .map_err(|error| format!("cannot make {}: {error}", folder.display()))?;
+        let scratch = Scratch::make(&spec.folder, &spec.disks)?;
+        let disks = scratch.paths().map(|(serial, path)| DiskSpec {
+            serial: serial.to_owned(),
+            path,
+            durability: Durability::Discardable,
+        });
+        let changing: &[&str] = if spec.kernel.fast { CHANGING_PARAMETERS } else { &[] };
+        let parameters = changing.iter().map(|word| (*word).to_owned());
+        let vm = Vm::start(&VmSpec {
+            emulator,
+            acceleration,
+            kernel: spec.kernel.boot.clone(),
+            initramfs: Some(spec.initramfs.clone()),
+            parameters: parameters.chain(spec.kernel.parameters.iter().cloned()).collect(),
+            init_arguments: Vec::new(),
+            memory: ByteLen::new(spec.machine.memory),
+            cpus: spec.machine.cpus,
+            disks: disks.collect(),
+            console_log: folder.join("console.log"),
+            console_limit: CONSOLE_LIMIT,
+        })
+        .map_err(|error| chain(&error))?;
+        let vm = Arc::new(vm);
+        let (reports, inbox) = mpsc::sync_channel(WAITING);
+        listen_to_machine(&vm, reports.clone());
+        let boot_timeout = Duration::from_millis(spec.machine.boot_timeout_ms);
+        greet(&vm, reports.clone(), spec.modules.clone(), vm.started() + boot_timeout)?;
+        Ok(QemuMachine {
+            vm,
+            acceleration,
+            folder,
+            scratch,
+            reports,
+            inbox,
+            agent: None,
+            stage: None,
+            last_beat: Instant::now(),
+            agent_lost: false,
+        })
+    }
+}
+
+impl Machines for QemuMachines<'_> {
+    fn start(&mut self, number: u32) -> Result<Box<dyn Machine>, String> {
+        Ok(Box::new(self.boot(number)?))
+    }
+}
+
+/// What the threads say.
+enum Report {
+    News(News),
+    Ready { agent: Agent, boot_ms: u64, boot_cpu_ms: u64 },
+}
+
+/// One QEMU and its guest.
+pub(crate) struct QemuMachine {
+    // The agent goes first, so that its threads see their stream end before the machine's end is awaited.
+    agent: Option<Arc<Agent>>,
+    stage: Option<SessionHandle>,
+    vm: Arc<Vm>,
+    acceleration: Acceleration,
+    folder: PathBuf,
+    scratch: Scratch,
+    reports: SyncSender<Report>,
+    inbox: Receiver<Report>,
+    last_beat: Instant,
+    agent_lost: bool,
+}
+
+fn listen_to_machine(vm: &Vm, reports: SyncSender<Report>) {
+    let events = vm.events();
+    thread::spawn(move || {
+        let mut detector = Detector::new();
+        while let Next::Event(event) = events.next(None) {
+            let was_open = detector.is_open();
+            let sign = match event {
+                VmEvent::Console(line) => {
+                    detector.push(&line, |_| {});
+                    Sign::Console(text_of(&line).into_bytes())
+                }
+                VmEvent::ConsoleSkipped { lines } => {
+                    Sign::Console(format!("[kiln: {lines} lines left out here]\n").into_bytes())
+                }
+                VmEvent::ConsoleNotKept { reason } => Sign::Console(
+                    format!("[kiln: the console is not recorded any more: {reason}]\n")
+                        .into_bytes(),
+                ),
+                VmEvent::Splat(splat) => Sign::Splat(splat),
+                VmEvent::Ended(ended) => Sign::Gone(gone(&ended)),
+            };
+            if reports.send(Report::News(News::Sign(sign))).is_err() {
+                return;
+            }
+            if !was_open && detector.is_open() {
+                let begun = Report::News(News::Sign(Sign::ReportBegun));
+                if reports.send(begun).is_err() {
+                    return;
+                }
+            }
+        }
+    });
+}
+
+/// The line as the console had it.
+fn text_of(line: &Line) -> String {
+    match line.stamp {
+        Some(stamp) => {
+            let caller =
+                line.caller.as_ref().map_or_else(String::new, |who| format!("[{who:>5}] "));
+            format!("[{:5}.{:06}] {caller}{}\n", stamp / 1_000_000, stamp % 1_000_000, line.text)
+        }
+        None => format!("{}\n", line.text),
+    }
+}
+
+fn gone(ended: &Ended) -> Gone {
+    match ended.how {
+        How::PoweredOff | How::Reset => Gone::ByGuest(ended.how.word().to_owned()),
+        How::Killed | How::Asked | How::Failed => {
+            let last = ended.stderr.lines().rev().find(|line| !line.trim().is_empty());
+            let last = last.map_or_else(String::new, |line| format!(": {line}"));
+            Gone::ByHost(format!("QEMU ended unasked ({}){last}", ended.status))
+        }
+    }
+}
+
+/// Waits for the agent, then prepares the guest: its modules, and a console that tells everything.
+fn greet(
+    vm: &Arc<Vm>,
+    reports: SyncSender<Report>,
+    modules: Vec<String>,
+    deadline: Instant,
+) -> Result<(), String> {
+    let stream = vm.agent_stream().ok_or("the machine has no channel to its agent")?;
+    // Weak: a thread that still waits must not keep the machine from ending.
+    let vm = Arc::downgrade(vm);
+    thread::spawn(move || {
+        let failed = |error: AgentError| match error {
+            AgentError::Guest { .. } | AgentError::Version { .. } => {
+                Some(News::Failed(chain(&error)))
+            }
+            // The machine's own end, or the deadline, is about to explain these better.
+            _ => None,
+        };
+        let agent = match Agent::greet(stream, deadline) {
+            Ok(agent) => agent,
+            Err(error) => {
+                failed(error).map(|news| reports.send(Report::News(news)));
+                return;
+            }
+        };
+        let Some(vm) = vm.upgrade() else { return };
+        let boot_ms = millis(vm.started().elapsed());
+        let boot_cpu_ms = vm.cpu_time().map_or(0, millis);
+        // A kernel without sysrq stays as quiet as it is.
+        let _ = vm.sysrq(LOUDEST);
+        drop(vm);
+        if !modules.is_empty()
+            && let Err(error) =
+                agent.load_modules(&modules, deadline.max(Instant::now() + PATIENCE))
+        {
+            failed(error).map(|news| reports.send(Report::News(news)));
+            return;
+        }
+        let _ = reports.send(Report::Ready { agent, boot_ms, boot_cpu_ms });
+    });
+    Ok(())
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+impl QemuMachine {
+    /// The agent, once the machine said it is ready.
+    pub(crate) fn agent(&self) -> Result<&Arc<Agent>, String> {
+        self.agent.as_ref().ok_or_else(|| "the agent is not there yet".to_owned())
+    }
+
+    fn beat(&mut self) -> Option<News> {
+        let agent = self.agent.as_ref()?;
+        let beat = Instant::now().checked_sub(agent.heartbeat_age())?;
+        // Ages are taken at different instants, so the same beat wobbles a little.
+        if beat > self.last_beat + Duration::from_millis(20) {
+            self.last_beat = beat;
+            return Some(News::Sign(Sign::Heartbeat));
+        }
+        if !agent.is_connected() && !self.agent_lost {
+            self.agent_lost = true;
+            return Some(News::Sign(Sign::AgentLost("its channel closed".to_owned())));
+        }
+        None
+    }
+}
+
+impl Machine for QemuMachine {
+    fn identity(&self) -> (Acceleration, u32) {
+        (self.acceleration, self.vm.pid())
+    }
+
+    fn next(&mut self, patience: Duration) -> Option<News> {
+        if let Some(news) = self.beat() {
+            return Some(news);
+        }
+        match self.inbox.recv_timeout(patience) {
+            Ok(Report::News(news)) => Some(news),
+            Ok(Report::Ready { agent, boot_ms, boot_cpu_ms }) => {
+                self.agent = Some(Arc::new(agent));
+                self.last_beat = Instant::now();
+                Some(News::Ready { boot_ms, boot_cpu_ms })
+            }
+            Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => None,
+        }
+    }
+
+    fn launch(&mut self, stage: &Stage, environment: &[(String, String)]) -> Result<(), String> {
+        let agent = Arc::clone(self.agent()?);
+        let Suite::Script { text, arguments, .. } = &stage.suite;
+        let script = format!("/run/kiln/{}", stage.name);
+        agent
+            .push(
+                Path::new(&script),
+                0o755,
+                &mut Cursor::new(text.as_bytes()),
+                Instant::now() + PATIENCE,
+            )
+            .map_err(|error| format!("cannot send the script: {}", chain(&error)))?;
+        let interpreter = if text.starts_with("#!") { None } else { Some("/bin/sh".to_owned()) };
+        let words = interpreter.into_iter().chain([script]).chain(arguments.iter().cloned());
+        let name = ("KILN_STAGE".to_owned(), stage.name.to_string());
+        let variables = std::iter::once(name).chain(environment.iter().cloned());
+        let exec = Exec {
+            argv: words.map(String::into_bytes).collect(),
+            env: variables.map(|(name, value)| (name.into_bytes(), value.into_bytes())).collect(),
+            cwd: Vec::new(),
+            pty: Some(TERMINAL),
+            kill_leftovers: true,
+        };
+        let session = agent.exec(exec, Instant::now() + PATIENCE).map_err(|error| chain(&error))?;
+        self.stage = Some(session.handle());
+        let reports = self.reports.clone();
+        thread::spawn(move || read_terminal(session, &reports));
+        Ok(())
+    }
+
+    fn cancel(&mut self) {
+        if let Some(stage) = self.stage.take() {
+            let soon = Instant::now() + Duration::from_secs(2);
+            // A guest that does not hear it is killed with all that is in it a moment later.
+            let _ = stage.signal(9, SignalTarget::Everything, soon);
+        }
+    }
+
+    fn exists(&mut self, path: &str) -> Result<bool, String> {
+        let found = self.agent()?.stat(Path::new(path), Instant::now() + PATIENCE);
+        found.map(|stat| stat.is_some()).map_err(|error| chain(&error))
+    }
+
+    fn pull(&mut self, patterns: &[String], into: &Path) -> Result<Pulled, String> {
+        fs::create_dir_all(into)
+            .map_err(|error| format!("cannot make {}: {error}", into.display()))?;
+        let limits = PullLimits { entries: ARTIFACT_ENTRIES, bytes: ARTIFACT_BYTES };
+        let report = self.agent()?.pull(patterns, into, limits, Instant::now() + PULL_PATIENCE);
+        // Only an empty folder can be removed this way.
+        let _ = fs::remove_dir(into);
+        let report = report.map_err(|error| chain(&error))?;
+        let saved = report
+            .files
+            .into_iter()
+            .map(|file| Saved { path: into.join(file.path), bytes: file.bytes });
+        Ok(Pulled {
+            saved: saved.collect(),
+            truncated: report.truncated,
+            troubles: report.troubles,
+        })
+    }
+
+    fn diagnose(&mut self) -> Option<String> {
+        // The console is read meanwhile, and the channel holds what this thread cannot take now.
+        Some(self.vm.interrogate(QUESTIONING).registers)
+    }
+
+    fn keep_disks(&mut self, folder: &Path) -> Result<Vec<Saved>, String> {
+        if let Ok(agent) = self.agent() {
+            let _ = agent.sync(Instant::now() + Duration::from_secs(10));
+        }
+        self.vm.kill();
+        let _ = self.vm.wait(Some(Instant::now() + FAREWELL));
+        self.scratch.keep(folder).map_err(|error| format!("{}: {error}", folder.display()))
+    }
+
+    fn end(self: Box<Self>, politely: bool) -> String {
+        if politely && let Some(agent) = &self.agent {
+            let off = agent.power_off(Instant::now() + FAREWELL);
+            if off.is_ok() && self.drain_until_gone(Instant::now() + FAREWELL) {
+                return self.last_words();
+            }
+        }
+        self.vm.kill();
+        self.drain_until_gone(Instant::now() + FAREWELL);
+        self.last_words()
+    }
+}
+
+impl QemuMachine {
+    /// Nobody asks for news any more, and a full inbox must not keep the machine from ending.
+    fn drain_until_gone(&self, deadline: Instant) -> bool {
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            match self.inbox.recv_timeout(left.min(Duration::from_millis(50))) {
+                Ok(Report::News(News::Sign(Sign::Gone(_)))) => return true,
+                Ok(_) => {}
+                Err(_) if self.vm.wait(Some(Instant::now())).is_some() => return true,
+                Err(_) if left.is_zero() => return false,
+                Err(_) => {}
+            }
+        }
+    }
+
+    /// How it ended; what QEMU complained about is kept.
+    fn last_words(&self) -> String {
+        let Some(ended) = self.vm.wait(Some(Instant::now() + Duration::from_secs(5))) else {
+            return "still ending".to_owned();
+        };
+        if !ended.stderr.trim().is_empty() {
+            // Without the file the run is no worse than without a complaint.
+            let _ = fs::write(self.folder.join("qemu.log"), &ended.stderr);
+        }
+        ended.how.word().to_owned()
+    }
+}
+
+/// Passes on a stage's terminal until its script has ended.
+fn read_terminal(mut session: Session, reports: &SyncSender<Report>) {
+    loop {
+        let sign = match session.next(Instant::now() + Duration::from_secs(3600)) {
+            Ok(Some(SessionEvent::Output { bytes, .. })) => Sign::Terminal(bytes),
+            Ok(Some(SessionEvent::Exited(ExitStatus::Code(code)))) => {
+                Sign::Exited(Exit::Code(code))
+            }
+            Ok(Some(SessionEvent::Exited(ExitStatus::Signal(signal)))) => {
+                Sign::Exited(Exit::Signal(signal))
+            }
+            Ok(None) => return,
+            Err(error) if error.is_timeout() => continue,
+            Err(error) => Sign::AgentLost(chain(&error)),
+        };
+        let last = matches!(sign, Sign::Exited(_) | Sign::AgentLost(_));
+        if reports.send(Report::News(News::Sign(sign))).is_err() || last {
+            return;
+        }
+    }
+}
