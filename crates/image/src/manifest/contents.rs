@@ -73,7 +73,12 @@ impl Loader {
         if let Some(beside) = &beside {
             self.contents.looked_at.push(beside.clone());
             if beside.is_file() {
-                return ManifestSource::read(beside);
+                let found = ManifestSource::read(beside)?;
+                // A scenario or manifest may have the name of the shipped one which it builds upon.
+                return match ManifestSource::shipped(wanted) {
+                    Some(shipped) if found.text == from.text => Ok(shipped),
+                    _ => Ok(found),
+                };
             }
         }
         ManifestSource::shipped(wanted).ok_or_else(|| ManifestError::NoSuchInclude {

@@ -125,6 +125,21 @@ fn manifests_that_include_each_other_are_refused_with_the_whole_circle() {
 }
 
 #[test]
+fn a_scenario_may_have_the_name_of_the_shipped_manifest_it_includes() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("simple-example.toml");
+    let text = "name = \"simple-example\"\n[guest]\ninclude = [\"simple-example\"]\n";
+    std::fs::write(&path, text).unwrap();
+    let by_path = ManifestSource::read_scenario(&path).unwrap();
+    let folder = Some(folder.path().to_owned());
+    let by_name = ManifestSource::of_scenario("simple-example".into(), text.into(), folder);
+    for source in [by_path, by_name] {
+        let contents = Contents::load(&source).unwrap();
+        assert!(contents.manifest.binaries.iter().any(|wanted| wanted.name == "bash"));
+    }
+}
+
+#[test]
 fn an_include_that_is_nowhere_is_named_with_where_it_was_searched() {
     let error = Contents::load(&inline("include = [\"bass\"]")).unwrap_err();
     assert_eq!(
