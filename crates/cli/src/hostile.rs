@@ -89,11 +89,6 @@ pub(crate) fn cut(text: &str, columns: usize) -> Cow<'_, str> {
     Cow::Borrowed(text)
 }
 
-/// How many columns the text takes.
-pub(crate) fn width(text: &str) -> usize {
-    text.chars().map(|c| c.width().unwrap_or(0)).sum()
-}
-
 fn steers(c: char) -> bool {
     c.is_control()
         || matches!(c,
@@ -119,6 +114,10 @@ mod tests {
         assert_eq!(last_line("one\r\ntwo\x1b[0m\r\n\r\n").as_deref(), Some("two"));
         assert_eq!(last_line("\x1b]0;title\x07\n"), None);
         assert_eq!(last_line("x\x1b"), Some("x".to_owned()));
+    }
+
+    fn width(text: &str) -> usize {
+        text.chars().map(|c| c.width().unwrap_or(0)).sum()
     }
 
     #[test]

@@ -95,13 +95,18 @@ fn painted(color: bool, tone: Tone, text: &str) -> String {
     format!("\x1b[{code}m{text}\x1b[0m")
 }
 
-/// Writes data to stdout. A reader that went away is no failure: the rest is dropped.
+/// Writes text to stdout. A reader that went away is no failure: the rest is dropped.
 pub(crate) fn out(text: &str) -> Result<(), Failure> {
+    out_bytes(text.as_bytes())
+}
+
+/// Writes bytes to stdout as they are: only for what a person's own shell in a guest says.
+pub(crate) fn out_bytes(bytes: &[u8]) -> Result<(), Failure> {
     if READER_GONE.load(Ordering::Relaxed) {
         return Ok(());
     }
     let mut stdout = io::stdout().lock();
-    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
+    match stdout.write_all(bytes).and_then(|()| stdout.flush()) {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {
             READER_GONE.store(true, Ordering::Relaxed);
             Ok(())

@@ -13,7 +13,7 @@ pub(crate) use make::{
     ImageBuildArgs, ImageCommand, ImageInspectArgs, ImagePruneArgs, JobCommand, JobExecArgs,
     KernelCommand, KernelFetchArgs, KernelFlavour, KernelNameArgs,
 };
-pub(crate) use run::{MachineArgs, PlanArgs, RunArgs, ShellArgs, TargetArgs};
+pub(crate) use run::{MachineArgs, PlanArgs, RunArgs, ShellArgs};
 
 use clap::{Parser, Subcommand, ValueEnum};
 

@@ -109,7 +109,8 @@ pub(crate) struct RunArgs {
 /// Open a root shell in the scenario's virtual machine
 ///
 /// Boots the same image with the same disks as `kiln run` would, but runs no stage. Leave with `exit` or
-/// Ctrl-D; the shell's exit status is Kiln's. Without a terminal, stdin is read as the shell's script.
+/// Ctrl-D; the shell's exit status is Kiln's. Ctrl-C goes to the guest; a guest that hangs is left with Ctrl-]
+/// three times in a row. Without a terminal, stdin is read as the shell's script.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   kiln shell btrfs-smoke

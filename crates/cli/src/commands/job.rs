@@ -26,7 +26,8 @@ fn exec(args: &JobExecArgs) -> Result<Exit, Failure> {
         .and_then(|file| file.take(limit).read_to_string(&mut text))
         .tried(|| format!("cannot read job spec {path}"))
         .exits(Exit::Usage)?;
-    let spec = JobSpec::parse(&text).tried(|| format!("{path} is no job spec")).exits(Exit::Usage)?;
+    let spec =
+        JobSpec::parse(&text).tried(|| format!("{path} is no job spec")).exits(Exit::Usage)?;
     std::fs::create_dir_all(&spec.folder)
         .tried(|| format!("cannot make the run's folder {}", spec.folder.display()))
         .exits(Exit::InfrastructureBroke)?;

@@ -4,8 +4,13 @@ mod about;
 mod config;
 mod doctor;
 pub(crate) mod history;
+mod image;
+mod job;
 pub(crate) mod kernel;
 mod plan;
+mod report;
+mod run;
+mod shell;
 mod target;
 
 use crate::arguments::{Arguments, Command};
@@ -29,6 +34,11 @@ pub(crate) fn dispatch(arguments: Arguments) -> Result<Exit, Failure> {
         Command::Kernel(command) => kernel::kernel(&Session::start(&global)?, &command),
         Command::Doctor(args) => doctor::doctor(&Session::start(&global)?, &args),
         Command::Plan(args) => plan::plan(Session::start(&global)?, &args),
-        other => Err(Failure::new(Exit::Internal, format!("{other:?} is not wired"))),
+        Command::Run(args) => run::run(Session::start(&global)?, args),
+        Command::Image(command) => image::image(Session::start(&global)?, &command),
+        Command::Report(args) => report::report(Session::start(&global)?, &args),
+        Command::Publish(args) => report::publish(Session::start(&global)?, &args),
+        Command::Shell(args) => shell::shell(Session::start(&global)?, &args),
+        Command::Job(command) => job::job(&command),
     }
 }

@@ -1,16 +1,20 @@
 //! What `run`, `shell`, `plan` and `image build` begin with: flags, scenario, kernel.
 
+use kiln_image::cache::ImageError;
 use kiln_image::kernel::Kernel;
 use kiln_model::event::KernelIdentity;
+use kiln_model::job::{AccelerationChoice, Machine};
 use kiln_model::plan::{Choices, Plan, PlanError, plan};
-use kiln_model::scenario::Scenario;
-use kiln_runner::{LoadError, Loaded, load};
+use kiln_model::scenario::{Scenario, TimeLimit};
+use kiln_runner::{EquipError, Equipment, LoadError, Loaded, Stores, equip, load};
+use kiln_vm::Emulator;
 
 use super::kernel;
 use crate::arguments::MachineArgs;
 use crate::config::Side;
+use crate::embedded;
 use crate::exit::Exit;
-use crate::failure::Failure;
+use crate::failure::{Explain as _, Failure};
 use crate::session::Session;
 
 /// Puts the flags about the machine in force.
@@ -75,4 +79,69 @@ pub(crate) fn planned(
         };
         Failure::from(error).with_exit(exit).hint(hint)
     })
+}
+
+/// Where kernels and images are kept, and the guest executable.
+pub(crate) fn stores(session: &Session) -> Result<Stores, Failure> {
+    Ok(Stores {
+        kernels: kernel::cache(session),
+        images: super::image::store(session)?,
+        guest: embedded::guest(session.config.path("guest.executable"))?,
+    })
+}
+
+/// What the scenario boots on this kernel, found or built.
+pub(crate) fn equipment(
+    session: &Session,
+    loaded: &Loaded,
+    kernel: &Kernel,
+) -> Result<Equipment, Failure> {
+    equip(loaded, kernel, &stores(session)?).map_err(|error| {
+        // A mistake in the manifest is the user's, a missing file this machine's, the rest ours.
+        let (exit, hint) = match &error {
+            EquipError::Kernel(_) => (Exit::BuildFailed, "kiln kernel ls"),
+            EquipError::Image { source, .. } => match **source {
+                ImageError::Manifest(_) => (Exit::Usage, "docs/manifest.md describes every key"),
+                ImageError::Closure(_) => {
+                    (Exit::BuildFailed, "`kiln doctor` names missing tools and their packages")
+                }
+                ImageError::Module(_) => (
+                    Exit::BuildFailed,
+                    "another kernel may have it: kiln kernel fetch debian --flavour generic",
+                ),
+                _ => (Exit::BuildFailed, "df -h; kiln image prune"),
+            },
+        };
+        Failure::from(error).with_exit(exit).hint(hint)
+    })
+}
+
+/// The scenario's name as it will still be right in another folder: paths become absolute.
+pub(crate) fn lasting_name(name: &str, session: &Session) -> String {
+    let shipped = kiln_runner::shipped::ALL.iter().any(|shipped| shipped.name == name);
+    if shipped || !session.folder.join(name).is_file() {
+        return name.to_owned();
+    }
+    session.folder.join(name).components().collect::<std::path::PathBuf>().display().to_string()
+}
+
+/// Reads a time that a flag gave.
+pub(crate) fn time_limit(text: &str) -> Result<TimeLimit, Failure> {
+    text.parse::<TimeLimit>()
+        .tried(|| "--timeout".to_owned())
+        .exits(Exit::Usage)
+        .hint("--timeout 90s")
+}
+
+/// What a machine needs of this host, asked before anything is recorded.
+pub(crate) fn check_machine(session: &Session, machine: &Machine) -> Result<(), Failure> {
+    Emulator::find(machine.qemu.as_deref()).exits(Exit::Setup).hint("kiln doctor")?;
+    if machine.acceleration == AccelerationChoice::Kvm {
+        let verdict = kiln_vm::probe::kvm(Some(session.home.cache()));
+        if !verdict.is_usable() {
+            return Err(Failure::new(Exit::Setup, format!("KVM was asked for, but {verdict}"))
+                .hint("--acceleration tcg, or see `kiln doctor`"));
+        }
+    }
+    Ok(())
 }

@@ -138,7 +138,7 @@ pub(super) fn read_variables(
 }
 
 /// Which line, counted from 1, the byte at `at` is on.
-pub(crate) fn line_of(text: &str, at: usize) -> usize {
+fn line_of(text: &str, at: usize) -> usize {
     text.as_bytes()[..at.min(text.len())].iter().filter(|byte| **byte == b'\n').count() + 1
 }
 

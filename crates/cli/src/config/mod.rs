@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 
 use kiln_model::scenario::MachineWish;
 
-pub(crate) use layers::{ConfigError, line_of};
+pub(crate) use layers::ConfigError;
 pub(crate) use schema::schema;
 pub(crate) use value::Value;
 

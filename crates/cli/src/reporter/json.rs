@@ -29,5 +29,9 @@ impl Reporter for JsonLines {
         }
     }
 
+    fn say(&mut self, text: &str) {
+        terminal::say(text);
+    }
+
     fn close(&mut self) {}
 }

@@ -16,5 +16,9 @@ impl Reporter for Lines {
         }
     }
 
+    fn say(&mut self, text: &str) {
+        terminal::say(text);
+    }
+
     fn close(&mut self) {}
 }

@@ -19,12 +19,14 @@ pub(crate) use progress::Progress;
 pub(crate) trait Reporter {
     /// Takes the next event.
     fn take(&mut self, event: &Event);
+    /// Says something of Kiln's own, beside the events.
+    fn say(&mut self, text: &str);
     /// Nothing more will come; whatever is drawn must be gone or final when this returns.
     fn close(&mut self);
 }
 
 /// The reporter for this format and whoever watches.
-pub(crate) fn reporter(format: Format) -> Box<dyn Reporter> {
+pub(crate) fn reporter(format: Format) -> Box<dyn Reporter + Send> {
     match format {
         Format::Json => Box::new(JsonLines::default()),
         Format::Text if terminal::is_live() => Box::new(Progress::new()),

@@ -16,7 +16,6 @@ pub(crate) struct Progress {
     bar: ProgressBar,
     now: ProgressBar,
     stages: u64,
-    source: Option<String>,
 }
 
 impl Progress {
@@ -29,7 +28,7 @@ impl Progress {
         let view = MultiProgress::with_draw_target(target);
         let bar = view.add(ProgressBar::no_length());
         let now = view.add(ProgressBar::no_length());
-        Progress { view, bar, now, stages: 0, source: None }
+        Progress { view, bar, now, stages: 0 }
     }
 
     /// Says what goes on now; the age starts anew.
@@ -65,7 +64,6 @@ impl Reporter for Progress {
             }
             Happening::VmStarted { vm, .. } => self.now(&format!("booting machine {vm}")),
             Happening::StageStarted { stage, .. } => {
-                self.source = Some(stage.to_string());
                 self.now(stage.as_str());
             }
             Happening::Output { text, .. } => {
@@ -76,12 +74,15 @@ impl Reporter for Progress {
             }
             Happening::StageEnded { .. } => {
                 self.bar.inc(1);
-                self.source = None;
                 self.now("between stages");
             }
             Happening::RunEnded { .. } => self.close(),
             _ => {}
         }
+    }
+
+    fn say(&mut self, text: &str) {
+        let _nobody_watches = self.view.println(text);
     }
 
     fn close(&mut self) {

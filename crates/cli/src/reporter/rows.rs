@@ -114,7 +114,7 @@ pub(crate) fn seconds(millis: u64) -> String {
 
 /// `12.3 MiB`.
 pub(crate) fn mebibytes(bytes: u64) -> String {
-    format!("{}.{} MiB", bytes >> 20, (bytes & 0xf_ffff) * 10 >> 20)
+    format!("{}.{} MiB", bytes >> 20, ((bytes & 0xf_ffff) * 10) >> 20)
 }
 
 #[cfg(test)]

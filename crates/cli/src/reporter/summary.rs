@@ -1,7 +1,7 @@
 //! What a run adds up to, for a person: failures first, each with the kernel's own words and the commands that
 //! look closer; then one line that counts.
 
-use kiln_history::{RunFolder, RunState, RunSummary, StageSummary};
+use kiln_history::{Replay, RunFolder, RunState, RunSummary, StageSummary};
 use kiln_model::outcome::Outcome;
 
 use super::rows::{self, Paint};
@@ -10,8 +10,10 @@ use crate::terminal::Tone;
 
 /// Lines of a splat that are shown; the rest is in the recording.
 const SPLAT_LINES: usize = 8;
+/// Lines of a stage's terminal that are shown where the kernel said nothing.
+const LAST_LINES: usize = 5;
 /// Failures that are shown in full.
-const MOST_FAILURES: usize = 20;
+const MOST_FAILURES: usize = 10;
 
 /// The lines of the summary, each at most `columns` wide except for commands, which must stay whole.
 pub(crate) fn lines(
@@ -64,6 +66,11 @@ fn failure(
     for splat in stage.splats.iter().take(2) {
         excerpt(lines, &splat.excerpt, columns, paint);
     }
+    if stage.splats.is_empty()
+        && let Some(words) = last_words(folder, run, stage)
+    {
+        excerpt(lines, &words, columns, paint);
+    }
     let mut command = |label: &str, text: String| {
         lines.push(format!("  {} {text}", paint(Tone::Dim, &format!("{label:<7}"))));
     };
@@ -77,11 +84,19 @@ fn failure(
     {
         command("console", folder.console(vm).display().to_string());
     }
-    for artifact in stage.artifacts.iter().take(5) {
-        if let Some(path) = folder.inside(&artifact.path) {
-            command("file", hostile::line(&path.display().to_string()).into_owned());
-        }
+    if folder.stage(name).is_dir() {
+        command("files", folder.stage(name).display().to_string());
     }
+}
+
+/// The end of what a stage without a kernel report printed: usually the reason.
+fn last_words(folder: &RunFolder, run: &RunSummary, stage: &StageSummary) -> Option<String> {
+    if !folder.cast(&stage.name).is_file() {
+        return None;
+    }
+    let text = Replay::open(folder, run.id.as_str(), &stage.name).ok()?.plain_text().ok()?;
+    let lines: Vec<&str> = text.lines().filter(|line| !line.trim().is_empty()).collect();
+    Some(lines[lines.len().saturating_sub(LAST_LINES)..].join("\n"))
 }
 
 fn excerpt(lines: &mut Vec<String>, excerpt: &str, columns: usize, paint: Paint<'_>) {

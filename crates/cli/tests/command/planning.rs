@@ -11,7 +11,7 @@ fn kernel(kiln: &Kiln) -> String {
     image[0x206..0x208].copy_from_slice(&0x020f_u16.to_le_bytes());
     image[0x20e..0x210].copy_from_slice(&0x300_u16.to_le_bytes());
     image[0x500..0x51a].copy_from_slice(b"6.12.1-plan (me@here) #1\0\0");
-    kiln.write("vmlinuz", image).to_str().unwrap().to_owned()
+    kiln.write("vmlinuz", image).display().to_string()
 }
 
 const FIVE: &str = r#"

@@ -1,0 +1,234 @@
+//! `kiln shell`: a person in the machine a run would get.
+
+use std::io::{self, IsTerminal as _, Read as _};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use kiln_model::event::{Event, Happening, NoteLevel};
+use kiln_model::plan::{Choices, Plan};
+use kiln_model::scenario::Scenario;
+use kiln_model::{RunId, event::KernelIdentity};
+use kiln_runner::StopToken;
+use kiln_runner::Urgency;
+use kiln_runner::shell::{Shell, ShellError, ShellEvent, ShellInput};
+
+use super::target;
+use crate::arguments::ShellArgs;
+use crate::exit::Exit;
+use crate::failure::{Explain as _, Failure};
+use crate::raw_mode::{RawMode, window_size};
+use crate::session::Session;
+use crate::signals::{self, Heard};
+use crate::{hostile, run_id, terminal};
+
+/// How often the stop token is looked at.
+const GLANCE: Duration = Duration::from_millis(200);
+/// Ctrl-], which nothing else uses.
+const LEAVE: u8 = 0x1d;
+/// So many in a row leave a guest that hangs.
+const LEAVE_PRESSES: u32 = 3;
+
+/// `kiln shell`
+pub(crate) fn shell(mut session: Session, args: &ShellArgs) -> Result<Exit, Failure> {
+    target::machine_flags(&mut session, &args.machine)?;
+    let loaded = target::scenario(&args.scenario)?;
+    let kernel = target::chosen_kernel(&mut session, args.kernel.as_deref())?;
+    let choices = Choices { environment: args.environment.clone(), ..target::choices(&session) };
+    let plan = without_stages(&loaded.scenario, &kernel.identity(), &choices);
+    target::check_machine(&session, &plan.machine)?;
+
+    let stop = StopToken::new();
+    let input: SharedInput = Arc::default();
+    listen(&stop, &input)?;
+    let equipment = target::equipment(&session, &loaded, &kernel)?;
+    let folder = tempfile::tempdir()
+        .tried(|| "cannot make a temporary folder".to_owned())
+        .exits(Exit::Setup)?;
+    let id: RunId = run_id::fresh()
+        .ok_or_else(|| Failure::new(Exit::Setup, "the clock of this machine is before 1970"))?;
+    let spec = plan.job_spec(equipment.places(id, folder.path().to_owned()))?;
+
+    let view = BootView::new(&kernel.release);
+    let opened = Shell::open(&spec, &mut |event: Event| view.take(&event), &stop);
+    view.close();
+    let shell = opened.map_err(from_shell)?;
+    let on_terminal = io::stdin().is_terminal() && io::stdout().is_terminal();
+    let ended = attend(&shell, &args.command, &spec.environment, on_terminal, &input, &stop);
+    if stop.urgency() < Urgency::Kill {
+        shell.close();
+    }
+    ended
+}
+
+/// The machine of a run, for which no stage needs to be chosen.
+fn without_stages(scenario: &Scenario, kernel: &KernelIdentity, choices: &Choices) -> Plan {
+    let wish =
+        choices.machine.clone().over(&scenario.machine.clone().over(&choices.machine_defaults));
+    let mut environment = scenario.environment.clone();
+    environment.retain(|(name, _)| !choices.environment.iter().any(|(chosen, _)| chosen == name));
+    environment.extend(choices.environment.iter().cloned());
+    Plan {
+        scenario: scenario.name.clone(),
+        kernel: kernel.clone(),
+        machine: wish.settle(),
+        kernel_parameters: wish.kernel_parameters,
+        fast: wish.fast.unwrap_or(false),
+        disks: scenario.disks.clone(),
+        environment,
+        stages: Vec::new(),
+        left_out: Vec::new(),
+        keep_disks: false,
+    }
+}
+
+/// The running program's input, once there is one, for the thread that hears signals.
+type SharedInput = Arc<Mutex<Option<ShellInput>>>;
+
+fn listen(stop: &StopToken, input: &SharedInput) -> Result<(), Failure> {
+    let (stop, input) = (stop.clone(), Arc::clone(input));
+    signals::listen(move |heard| {
+        let input = input.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        match (heard, input) {
+            // What cannot be delivered is lost together with the guest; the main thread hears of that.
+            (Heard::Resized, Some(input)) => {
+                let (rows, columns) = window_size();
+                let _ = input.resize(rows, columns);
+            }
+            (Heard::Interrupt, Some(input)) => {
+                let _ = input.signal(2);
+            }
+            (Heard::Interrupt, None) => stop.ask(),
+            (Heard::Terminate, _) => stop.kill(),
+            (Heard::Resized, None) => {}
+        }
+    })?;
+    Ok(())
+}
+
+/// Connects the program with our stdin and stdout until it ends.
+fn attend(
+    shell: &Shell,
+    command: &[String],
+    environment: &[(String, String)],
+    on_terminal: bool,
+    shared: &SharedInput,
+    stop: &StopToken,
+) -> Result<Exit, Failure> {
+    let mut program =
+        shell.start(command, environment, on_terminal.then(window_size)).map_err(from_shell)?;
+    let input = program.input();
+    *shared.lock().unwrap_or_else(PoisonError::into_inner) = Some(input.clone());
+    // Raw from here to the end of this function, on every path.
+    let raw = on_terminal.then(RawMode::enter).transpose()?;
+    let (typed, leave) = (input.clone(), stop.clone());
+    // Nobody waits for this thread: it may sit in a read for ever.
+    std::thread::Builder::new()
+        .name("stdin".to_owned())
+        .spawn(move || pass_input(&typed, on_terminal, &leave))?;
+    let ended = loop {
+        if stop.urgency() == Urgency::Kill {
+            break Ok(Exit::Interrupted);
+        }
+        match program.next(GLANCE) {
+            Ok(Some(ShellEvent::Output(bytes))) => terminal::out_bytes(&bytes)?,
+            Ok(Some(ShellEvent::Exited(status))) => {
+                break Ok(Exit::Guest(u8::try_from(status & 0xff).unwrap_or(1)));
+            }
+            Ok(Some(ShellEvent::Killed(signal))) => {
+                break Ok(Exit::Guest(u8::try_from(128 + signal).unwrap_or(255)));
+            }
+            Ok(None) => {}
+            Err(error) => break Err(from_shell(error)),
+        }
+    };
+    drop(raw);
+    ended
+}
+
+/// Sends what is typed to the guest until the end of the input.
+fn pass_input(input: &ShellInput, on_terminal: bool, leave: &StopToken) {
+    let mut buffer = [0; 4096];
+    let mut presses = 0;
+    let mut stdin = io::stdin().lock();
+    loop {
+        let count = match stdin.read(&mut buffer) {
+            Ok(0) => break,
+            Ok(count) => count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(_) => break,
+        };
+        let bytes = &buffer[..count];
+        if on_terminal {
+            for &byte in bytes {
+                presses = if byte == LEAVE { presses + 1 } else { 0 };
+            }
+            if presses >= LEAVE_PRESSES {
+                leave.kill();
+                return;
+            }
+        }
+        if input.write(bytes).is_err() {
+            // The guest is lost, which the main thread hears by itself.
+            return;
+        }
+    }
+    let _ = input.close();
+}
+
+fn from_shell(error: ShellError) -> Failure {
+    let (exit, hint) = match &error {
+        ShellError::Start(_) => (Exit::InfrastructureBroke, "kiln doctor"),
+        ShellError::Boot(_) => {
+            (Exit::TestsFailed, "a kernel that needs longer gets it with --boot-timeout 5m")
+        }
+        ShellError::Interrupted => (Exit::Interrupted, "nothing is left running"),
+        ShellError::Agent { .. } => {
+            (Exit::InfrastructureBroke, "the machine crashed or was switched off")
+        }
+    };
+    Failure::from(error).with_exit(exit).hint(hint)
+}
+
+/// What is seen while the machine boots: one line that goes away.
+struct BootView {
+    bar: Option<indicatif::ProgressBar>,
+}
+
+impl BootView {
+    fn new(release: &str) -> BootView {
+        let bar = terminal::is_live().then(|| {
+            let style =
+                indicatif::ProgressStyle::with_template("{prefix} {elapsed} {wide_msg:.dim}");
+            let bar = indicatif::ProgressBar::no_length();
+            bar.set_style(style.unwrap_or_else(|_| indicatif::ProgressStyle::default_spinner()));
+            bar.set_prefix(format!("booting {}", hostile::line(release)));
+            bar.enable_steady_tick(Duration::from_millis(500));
+            bar
+        });
+        BootView { bar }
+    }
+
+    fn take(&self, event: &Event) {
+        match &event.event {
+            Happening::Output { text, .. } => {
+                if let (Some(bar), Some(line)) = (&self.bar, hostile::last_line(text)) {
+                    bar.set_message(hostile::cut(&line, 400).into_owned());
+                }
+            }
+            Happening::Note { level: NoteLevel::Warning, text } => {
+                let text = format!("warning: {}", hostile::line(text));
+                match &self.bar {
+                    Some(bar) => bar.println(text),
+                    None => terminal::say(&text),
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn close(&self) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
+    }
+}
