@@ -133,4 +133,13 @@ mod tests {
             assert_eq!(note, "\n[kiln: 91811 bytes of console output left out here]\n");
         }
     }
+
+    #[test]
+    fn a_full_disk_is_reported_once_and_then_endured() {
+        let mut recorder = Recorder::create(Path::new("/dev/full"), 8192).unwrap();
+        let error = recorder.push(b"lost").unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::StorageFull);
+        recorder.push(&[0; 100_000]).unwrap();
+        recorder.finish().unwrap();
+    }
 }

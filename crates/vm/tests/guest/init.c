@@ -75,9 +75,7 @@ static void disks(void)
 {
 	char path[] = "/sys/block/vda/serial";
 	char serial[64];
-	long module = call(OPEN, (long)"/virtio_blk.ko", 0, 0, 0, 0);
 	mount("sysfs", "/sys");
-	call(FINIT_MODULE, module, (long)"", 4 /* decompress */, 0, 0);
 	for (; path[13] <= 'b'; path[13]++) {
 		long fd = call(OPEN, (long)path, 0, 0, 0, 0);
 		long n = call(READ, fd, (long)serial, sizeof serial, 0, 0);
@@ -85,6 +83,19 @@ static void disks(void)
 		if (n > 0)
 			call(WRITE, 1, (long)serial, n, 0, 0);
 		say("\n");
+	}
+}
+
+/* Loads what the archive holds, in its order, compressed or not. */
+static void load_modules(void)
+{
+	for (char path[] = "/m0"; path[2] <= '9'; path[2]++) {
+		long fd = call(OPEN, (long)path, 0, 0, 0, 0);
+		if (fd < 0)
+			return;
+		if (call(FINIT_MODULE, fd, (long)"", 0, 0, 0) != 0)
+			call(FINIT_MODULE, fd, (long)"", 4 /* decompress */, 0, 0);
+		call(CLOSE, fd, 0, 0, 0, 0);
 	}
 }
 
@@ -115,6 +126,7 @@ __attribute__((used)) static void run(long *stack)
 {
 	long count = stack[0];
 	char **arguments = (char **)(stack + 1);
+	load_modules();
 	for (long i = 1; i < count; i++)
 		act(arguments[i]);
 	for (;;)

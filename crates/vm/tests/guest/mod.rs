@@ -1,9 +1,9 @@
 //! What the tests boot: the kernel they are given, and `init.c` in an initramfs.
 
 use std::fs;
-use std::io::{Read, Write};
+use std::io::Read;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 use kiln_block::ByteLen;
 use kiln_model::event::Acceleration;
@@ -64,13 +64,26 @@ impl Guest {
     }
 }
 
-/// The bzImage to test with.
+/// The bzImage to test with: named by `KILN_TEST_KERNEL`, else the newest that `make kernel` fetched.
 fn kernel() -> PathBuf {
-    match std::env::var_os("KILN_TEST_KERNEL").map(PathBuf::from) {
-        Some(path) if path.is_file() => path,
-        Some(path) => panic!("KILN_TEST_KERNEL names {}, which is no file", path.display()),
-        None => panic!("KILN_TEST_KERNEL is not set: run `make kernel`, then `make test`"),
+    let variable = |name| std::env::var_os(name).map(PathBuf::from);
+    if let Some(path) = variable("KILN_TEST_KERNEL") {
+        assert!(path.is_file(), "KILN_TEST_KERNEL names {}, which is no file", path.display());
+        return path;
     }
+    let cache = variable("KILN_HOME")
+        .map(|home| home.join("cache"))
+        .or_else(|| variable("XDG_CACHE_HOME").map(|cache| cache.join("kiln")))
+        .or_else(|| variable("HOME").map(|home| home.join(".cache/kiln")));
+    let fetched = cache.and_then(|cache| fs::read_dir(cache.join("kernels")).ok());
+    let newest = fetched.into_iter().flatten().flatten().filter_map(|entry| {
+        let release = entry.file_name().into_string().ok()?;
+        let image = entry.path().join(format!("boot/vmlinuz-{release}"));
+        Some((fs::metadata(&image).ok()?.modified().ok()?, image))
+    });
+    let (_, image) =
+        newest.max().expect("no kernel to test with: run `make kernel`, or set KILN_TEST_KERNEL");
+    image
 }
 
 /// The payload of a bzImage, by the offsets in its header; zstd and xz only.
@@ -85,26 +98,57 @@ fn unpack(image: &[u8]) -> Vec<u8> {
     };
     let start = (sectors + 1) * 512 + number(0x248);
     let payload = &image[start..start + number(0x24c)];
-    let tool = if payload.starts_with(&[0x28, 0xb5, 0x2f, 0xfd]) { "zstd" } else { "xz" };
-    let mut child = Command::new(tool)
-        .args(["-d", "-c", "-q"])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap_or_else(|error| panic!("cannot start {tool}: {error}"));
-    let mut input = child.stdin.take().expect("piped");
-    let payload = payload.to_vec();
-    let writer = std::thread::spawn(move || {
-        // Behind the compressed data the kernel keeps its length; the tool may stop before that.
-        let _ = input.write_all(&payload);
-    });
     let mut unpacked = Vec::new();
-    child.stdout.take().expect("piped").read_to_end(&mut unpacked).expect("a pipe");
-    writer.join().expect("the writer");
-    child.wait().expect("our child");
+    let done = match payload[..4] {
+        [0x28, 0xb5, 0x2f, 0xfd] => zstd::Decoder::new(payload)
+            .and_then(|decoder| decoder.single_frame().read_to_end(&mut unpacked)),
+        [0x02, 0x21, 0x4c, 0x18] => Ok(unpack_lz4(&payload[4..], &mut unpacked)),
+        _ => liblzma::read::XzDecoder::new(payload).read_to_end(&mut unpacked),
+    };
+    done.expect("a kernel compressed with zstd, lz4 or xz");
     assert!(unpacked.starts_with(b"\x7fELF"), "the kernel's payload is no ELF file");
     unpacked
+}
+
+/// The frames of `lz4 -l`: blocks of a length and their data, then the size of it all. Trusts the kernel it is given.
+fn unpack_lz4(mut frames: &[u8], out: &mut Vec<u8>) -> usize {
+    while frames.len() > 4 {
+        let (len, rest) = frames.split_at(4);
+        let len = u32::from_le_bytes(len.try_into().expect("four bytes"));
+        let (mut block, later) = rest.split_at(usize::try_from(len).expect("64 bits"));
+        frames = later;
+        loop {
+            let token = take(&mut block);
+            let literals = length(&mut block, token >> 4);
+            out.extend_from_slice(&block[..literals]);
+            block = &block[literals..];
+            if block.is_empty() {
+                break;
+            }
+            let back = usize::from(take(&mut block)) | usize::from(take(&mut block)) << 8;
+            for _ in 0..length(&mut block, token & 15) + 4 {
+                out.push(out[out.len() - back]);
+            }
+        }
+    }
+    out.len()
+}
+
+fn take(block: &mut &[u8]) -> u8 {
+    let (first, rest) = block.split_first().expect("a whole block");
+    *block = rest;
+    *first
+}
+
+fn length(block: &mut &[u8], start: u8) -> usize {
+    let mut length = usize::from(start);
+    let mut more = start == 15;
+    while more {
+        let next = take(block);
+        length += usize::from(next);
+        more = next == 255;
+    }
+    length
 }
 
 fn build_initramfs(folder: &Path) {
@@ -127,21 +171,35 @@ fn build_initramfs(folder: &Path) {
     assert!(status.success(), "{} does not compile", source.display());
     let mut archive = Vec::new();
     entry(&mut archive, "init", 0o100_755, &fs::read(init).expect("just built"));
-    if let Some(module) = virtio_blk() {
-        entry(&mut archive, "virtio_blk.ko", 0o100_644, &fs::read(module).expect("a module"));
+    for (number, module) in modules().iter().enumerate() {
+        let module = fs::read(module).expect("a readable module");
+        entry(&mut archive, &format!("m{number}"), 0o100_644, &module);
     }
     entry(&mut archive, "TRAILER!!!", 0, &[]);
     fs::write(folder.join("initramfs"), archive).expect("room for an initramfs");
 }
 
-/// The module, where the kernel does not have the driver built in.
-fn virtio_blk() -> Option<PathBuf> {
+/// What the kernel does not have built in, in the order of loading.
+fn modules() -> Vec<PathBuf> {
     let kernel = kernel();
-    let release = kernel.file_name()?.to_str()?.strip_prefix("vmlinuz-")?.to_owned();
-    let folder = kernel.parent()?.parent()?.join("lib/modules").join(release);
-    let drivers = folder.join("kernel/drivers/block");
-    let names = ["virtio_blk.ko", "virtio_blk.ko.xz", "virtio_blk.ko.zst"];
-    names.iter().map(|name| drivers.join(name)).find(|path| path.is_file())
+    let name = kernel.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    let release = name.strip_prefix("vmlinuz-").unwrap_or_default();
+    let root = kernel.ancestors().nth(2).unwrap_or(Path::new("/"));
+    let drivers = root.join("lib/modules").join(release).join("kernel/drivers");
+    let wanted = [
+        "virtio/virtio_ring",
+        "virtio/virtio",
+        "virtio/virtio_pci_legacy_dev",
+        "virtio/virtio_pci_modern_dev",
+        "virtio/virtio_pci",
+        "char/virtio_console",
+        "block/virtio_blk",
+    ];
+    let file = |name: &&str| {
+        let paths = ["ko", "ko.xz", "ko.zst"].map(|end| drivers.join(format!("{name}.{end}")));
+        paths.into_iter().find(|path| path.is_file())
+    };
+    wanted.iter().filter_map(file).collect()
 }
 
 /// One file of a cpio archive in the kernel's format.
