@@ -59,6 +59,11 @@ pub(crate) fn set_up() -> Cmdline {
     if let Err(error) = rustix::system::sethostname(hostname.as_bytes()) {
         say!("cannot set the host name to {hostname}: {error}");
     }
+    // The boot is over: from here on the console tells what the kernel does, not only what goes wrong.
+    let level = cmdline.kiln("loglevel").unwrap_or("7");
+    if let Err(error) = fs::write("/proc/sys/kernel/printk", level) {
+        say!("cannot set the console's log level to {level}: {error}");
+    }
     if let Err(error) = raise_loopback() {
         say!("cannot raise the loopback interface: {error}");
     }

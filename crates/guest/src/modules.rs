@@ -149,6 +149,10 @@ fn insert(file: &Path, parameters: &str, cmdline: &Cmdline) -> Result<bool, Modu
                 file.display()
             )))
         }
+        Err(Errno::NOENT) => Err(failed(format!(
+            "cannot load module {}: it wants a symbol that is not there (the console says which)",
+            file.display()
+        ))),
         Err(error) => Err(failed(format!("cannot load module {}: {error}", file.display()))),
     }
 }
