@@ -151,7 +151,8 @@ impl ImageStore {
             let key = request.key(&resolved.inventory).to_hex().as_str()[..64].to_owned();
             match self.find_or_build(request, &resolved, &key, started) {
                 Ok(image) => {
-                    self.publish(&memo, &memo::write(&key, &resolved.inputs))?;
+                    // Without it the next request resolves again, and finds this image.
+                    let _ = self.publish(&memo, &memo::write(&key, &resolved.inputs));
                     return Ok(image);
                 }
                 Err(ImageError::Build(InitramfsError::Changed { .. })) if attempt < ATTEMPTS => {

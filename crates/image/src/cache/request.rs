@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 use super::ImageError;
 use crate::closure::host::Input;
 use crate::closure::{Closure, HostError};
-use crate::inventory::{Content, GuestPath, Inventory, Stamp, feed_bytes};
+use crate::inventory::{Content, Entry, GuestPath, Inventory, Node, Stamp, feed_bytes};
 use crate::kernel::{Kernel, KernelCache};
 use crate::manifest::{Contents, ManifestSource, Part};
 use crate::modules::{Modules, Wanted};
@@ -148,11 +148,12 @@ impl ImageRequest {
                 host_content(path, &mut inputs)?
             }
         };
-        closure.put_file(
-            &GuestPath::new(INIT).map_err(crate::closure::ClosureError::from)?,
-            0o755,
-            content,
-        )?;
+        // Whatever the manifest excludes or places there: without it nothing boots.
+        let init = Entry { permissions: 0o755, node: Node::File(content) };
+        closure
+            .inventory
+            .put(guest_path(INIT)?, init)
+            .map_err(crate::closure::ClosureError::from)?;
         inputs.extend(closure.host.inputs());
         Ok(Resolved { inventory: closure.inventory, inputs })
     }

@@ -229,7 +229,12 @@ impl Programs {
         path: &Path,
         architecture: Architecture,
     ) -> Result<Option<Found>, ClosureError> {
-        let Some(found) = host.follow(path)?.filter(|found| found.stamp.kind() == REGULAR) else {
+        let followed = match host.follow(path) {
+            // A search path may lead through somebody else's home: the loader passes it over, too.
+            Err(error) if error.source.kind() == std::io::ErrorKind::PermissionDenied => None,
+            followed => followed?,
+        };
+        let Some(found) = followed.filter(|found| found.stamp.kind() == REGULAR) else {
             return Ok(None);
         };
         let fits = self.needs(host, &found.path)?.is_some_and(|n| n.architecture == architecture);
