@@ -1,6 +1,7 @@
 #!/bin/sh
 # Writes through fio, which verifies what it reads back, and a small tree whose digests are remembered outside.
 set -eux
+mountpoint -q "$MNT"
 cd "$MNT"
 fio --name=verify --directory="$MNT" --thread --ioengine=psync \
     --rw=randwrite --bs=16k --size=24m --verify=crc32c --verify_fatal=1 --do_verify=1 --end_fsync=1

@@ -45,6 +45,9 @@ const FAREWELL: Duration = Duration::from_secs(30);
 const QUESTIONING: Duration = Duration::from_secs(8);
 /// The terminal of every stage; recordings are made for this size.
 const TERMINAL: Pty = Pty { rows: 24, cols: 80 };
+/// What the machine's disks and its source of entropy need.
+const DISK_DRIVER: &str = "virtio_blk";
+const ENTROPY_DRIVER: &str = "virtio_rng";
 /// Makes the kernel print all of its log on the console.
 const LOUDEST: u8 = b'8';
 
@@ -104,7 +107,7 @@ impl<'a> QemuMachines<'a> {
         let (reports, inbox) = mpsc::sync_channel(WAITING);
         listen_to_machine(&vm, reports.clone());
         let boot_timeout = Duration::from_millis(spec.machine.boot_timeout_ms);
-        greet(&vm, reports.clone(), spec.modules.clone(), vm.started() + boot_timeout)?;
+        greet(&vm, reports.clone(), Preparation::of(spec), vm.started() + boot_timeout)?;
         Ok(QemuMachine {
             vm,
             acceleration,
@@ -204,30 +207,57 @@ fn gone(ended: &Ended) -> Gone {
     }
 }
 
-/// Waits for the agent, then prepares the guest: its modules, and a console that tells everything.
+/// What is done to a guest before its first stage.
+struct Preparation {
+    modules: Vec<String>,
+    disks: u64,
+}
+
+impl Preparation {
+    fn of(spec: &JobSpec) -> Preparation {
+        // Built in or a module, the driver of the disks comes first.
+        let driver = (!spec.disks.is_empty()).then(|| DISK_DRIVER.to_owned());
+        let modules = driver.into_iter().chain(spec.modules.iter().cloned()).collect();
+        Preparation { modules, disks: spec.disks.len() as u64 }
+    }
+
+    fn prepare(&self, agent: &Agent, deadline: Instant) -> Result<(), AgentError> {
+        // Where there is none, the kernel's random numbers come slower.
+        let _ = agent.load_modules(&[ENTROPY_DRIVER.to_owned()], deadline);
+        if !self.modules.is_empty() {
+            agent.load_modules(&self.modules, deadline)?;
+        }
+        if self.disks == 0 {
+            return Ok(());
+        }
+        // Some kernels look for the disks of a driver after its loading has returned.
+        while agent.rescan_disks(deadline)? < self.disks && Instant::now() < deadline {
+            thread::sleep(Duration::from_millis(50));
+        }
+        Ok(())
+    }
+}
+
+/// Waits for the agent, then prepares the guest: its modules, its disks, and a console that tells everything.
 fn greet(
     vm: &Arc<Vm>,
     reports: SyncSender<Report>,
-    modules: Vec<String>,
+    preparation: Preparation,
     deadline: Instant,
 ) -> Result<(), String> {
     let stream = vm.agent_stream().ok_or("the machine has no channel to its agent")?;
     // Weak: a thread that still waits must not keep the machine from ending.
     let vm = Arc::downgrade(vm);
     thread::spawn(move || {
-        let failed = |error: AgentError| match error {
-            AgentError::Guest { .. } | AgentError::Version { .. } => {
-                Some(News::Failed(chain(&error)))
+        let fail = |error: AgentError| {
+            // The machine's own end, or the deadline, is about to explain the others better.
+            if matches!(error, AgentError::Guest { .. } | AgentError::Version { .. }) {
+                let _ = reports.send(Report::News(News::Failed(chain(&error))));
             }
-            // The machine's own end, or the deadline, is about to explain these better.
-            _ => None,
         };
         let agent = match Agent::greet(stream, deadline) {
             Ok(agent) => agent,
-            Err(error) => {
-                failed(error).map(|news| reports.send(Report::News(news)));
-                return;
-            }
+            Err(error) => return fail(error),
         };
         let Some(vm) = vm.upgrade() else { return };
         let boot_ms = millis(vm.started().elapsed());
@@ -235,14 +265,10 @@ fn greet(
         // A kernel without sysrq stays as quiet as it is.
         let _ = vm.sysrq(LOUDEST);
         drop(vm);
-        if !modules.is_empty()
-            && let Err(error) =
-                agent.load_modules(&modules, deadline.max(Instant::now() + PATIENCE))
-        {
-            failed(error).map(|news| reports.send(Report::News(news)));
-            return;
+        match preparation.prepare(&agent, deadline.max(Instant::now() + PATIENCE)) {
+            Ok(()) => drop(reports.send(Report::Ready { agent, boot_ms, boot_cpu_ms })),
+            Err(error) => fail(error),
         }
-        let _ = reports.send(Report::Ready { agent, boot_ms, boot_cpu_ms });
     });
     Ok(())
 }

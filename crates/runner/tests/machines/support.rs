@@ -1,0 +1,117 @@
+//! A machine room for tests: stores in a private folder, a kernel, the guest, and a run from text to events.
+
+use std::path::{Path, PathBuf};
+
+use kiln_image::cache::{GuestExecutable, ImageStore};
+use kiln_image::kernel::{self, Host, Kernel, KernelCache};
+use kiln_model::event::{Event, Happening};
+use kiln_model::job::{AccelerationChoice, JobSpec};
+use kiln_model::plan::{Choices, plan};
+use kiln_model::scenario::MachineWish;
+use kiln_runner::{Loaded, StopToken, Stores, equip, job};
+
+/// A run's folder, gone with this.
+pub(crate) struct Room {
+    folder: tempfile::TempDir,
+    stores: Stores,
+    kernel: Kernel,
+}
+
+/// What a run told.
+pub(crate) struct Told {
+    pub(crate) events: Vec<Happening>,
+    pub(crate) folder: PathBuf,
+}
+
+impl Room {
+    pub(crate) fn new() -> Room {
+        let folder = tempfile::Builder::new().prefix("kiln-").tempdir_in("/tmp").unwrap();
+        let wanted = std::env::var("KILN_TEST_KERNEL").ok();
+        let fetched = KernelCache::new(user_cache().join("kernels"));
+        let kernel = kernel::find(wanted.as_deref(), &Host::this(), &fetched)
+            .unwrap_or_else(|error| panic!("no kernel to test with (run `make kernel`): {error}"));
+        let guest = PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+            .join("../../target/x86_64-unknown-linux-gnu/guest/kiln-guest");
+        let guest = std::env::var_os("KILN_GUEST").map_or(guest, PathBuf::from);
+        assert!(guest.is_file(), "no guest executable at {} (run `make guest`)", guest.display());
+        let stores = Stores {
+            kernels: KernelCache::new(folder.path().join("kernels")),
+            images: ImageStore::open(&folder.path().join("images")).unwrap(),
+            guest: GuestExecutable::File(guest),
+        };
+        Room { folder, stores, kernel }
+    }
+
+    /// The job of a scenario, ready to be executed.
+    pub(crate) fn job(&self, loaded: &Loaded) -> JobSpec {
+        let machine =
+            MachineWish { acceleration: Some(AccelerationChoice::Tcg), ..MachineWish::default() };
+        let choices = Choices { machine, ..Choices::default() };
+        let plan = plan(&loaded.scenario, &self.kernel.identity(), &choices).unwrap();
+        let equipment = equip(loaded, &self.kernel, &self.stores).unwrap();
+        let run = "20261121-142530-7f3a".parse().unwrap();
+        let folder = self.folder.path().join("run");
+        std::fs::create_dir_all(&folder).unwrap();
+        plan.job_spec(equipment.places(run, folder)).unwrap()
+    }
+
+    /// A scenario's text, loaded.
+    pub(crate) fn load(&self, text: &str) -> Loaded {
+        let path = self.folder.path().join("scenario.toml");
+        std::fs::write(&path, text).unwrap();
+        kiln_runner::load(path.to_str().unwrap()).unwrap()
+    }
+
+    pub(crate) fn execute(&self, spec: &JobSpec, stop: &StopToken) -> Told {
+        let mut events = Vec::new();
+        job::execute(spec, &mut |event: Event| events.push(event.event), stop);
+        Told { events, folder: spec.folder.clone() }
+    }
+
+    pub(crate) fn run(&self, text: &str) -> Told {
+        self.execute(&self.job(&self.load(text)), &StopToken::new())
+    }
+}
+
+/// Where `kiln kernel fetch` keeps kernels.
+fn user_cache() -> PathBuf {
+    let home = std::env::var_os("KILN_HOME").map(|home| Path::new(&home).join("cache"));
+    let xdg = std::env::var_os("XDG_CACHE_HOME").map(|cache| Path::new(&cache).join("kiln"));
+    let own = std::env::home_dir().map(|home| home.join(".cache/kiln"));
+    home.or(xdg).or(own).unwrap_or_default()
+}
+
+impl Told {
+    /// `stage: outcome`, in order.
+    pub(crate) fn outcomes(&self) -> Vec<String> {
+        let ended = self.events.iter().filter_map(|event| match event {
+            Happening::StageEnded { stage, outcome, .. } => Some(format!("{stage}: {outcome}")),
+            _ => None,
+        });
+        ended.collect()
+    }
+
+    /// What was said, for a test that fails.
+    pub(crate) fn transcript(&self) -> String {
+        let lines = self.events.iter().map(|event| match event {
+            Happening::Output { text, source, .. } => format!("[{source:?}] {text}"),
+            other => format!("{other:?}\n"),
+        });
+        lines.collect()
+    }
+
+    #[track_caller]
+    pub(crate) fn expect(&self, outcomes: &[&str]) {
+        assert_eq!(self.outcomes(), outcomes, "{}", self.transcript());
+    }
+
+    pub(crate) fn terminal(&self) -> String {
+        let texts = self.events.iter().filter_map(|event| match event {
+            Happening::Output {
+                text, source: kiln_model::event::OutputSource::Terminal, ..
+            } => Some(text.as_str()),
+            _ => None,
+        });
+        texts.collect()
+    }
+}
