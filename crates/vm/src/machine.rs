@@ -42,7 +42,7 @@ const CONSOLE_ROOM: usize = 1 << 20;
 /// How long a control command may take.
 const CONTROL_PATIENCE: Duration = Duration::from_secs(10);
 /// Printing has ended when the console has been silent for this long.
-const QUIET: Duration = Duration::from_millis(700);
+const QUIET: Duration = Duration::from_millis(1000);
 
 /// One running QEMU. Dropping it kills it and waits for its end.
 pub struct Vm {

@@ -39,6 +39,9 @@ pub const TCG_PARAMETERS: &[&str] = &["tsc=reliable", "no_timer_check"];
 pub const CHANGING_PARAMETERS: &[&str] =
     &["mitigations=off", "nokaslr", "nowatchdog", "noreplace-smp"];
 
+/// How much of a console is kept when nobody says otherwise.
+pub const CONSOLE_LIMIT: ByteLen = ByteLen::mib(64);
+
 /// Whether a disk outlives a crash of the host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Durability {
@@ -82,7 +85,7 @@ pub struct VmSpec {
     pub disks: Vec<DiskSpec>,
     /// Where its console is recorded.
     pub console_log: PathBuf,
-    /// The most of it that is kept.
+    /// The most of it that is kept; [`CONSOLE_LIMIT`] where nobody asked for more or less.
     pub console_limit: ByteLen,
 }
 
@@ -248,7 +251,7 @@ mod tests {
                 durability: Durability::Discardable,
             }],
             console_log: "/r/console.log".into(),
-            console_limit: ByteLen::mib(64),
+            console_limit: CONSOLE_LIMIT,
         }
     }
 

@@ -11,7 +11,10 @@ use std::time::{Duration, Instant};
 
 use guest::Guest;
 use kiln_model::splat::{Splat, SplatKind};
-use kiln_vm::{DiskSpec, Durability, Emulator, Ended, How, Next, Vm, VmError, VmEvent, VmSpec};
+use kiln_vm::{
+    DiskSpec, Durability, Emulator, Ended, How, Next, Vm, VmError, VmEvent, VmSpec, VmState,
+};
+use rustix::process::{Pid, PidfdFlags, Signal};
 
 /// Far more than any step takes: it only keeps a broken test from hanging for ever.
 const PATIENCE: Duration = Duration::from_secs(180);
@@ -112,12 +115,12 @@ fn a_hanging_machine_is_questioned_then_killed_and_nothing_is_left_of_it() {
     }
     assert!(said.registers.contains("RIP="), "{}", said.registers);
     assert!(said.kernel_answered);
+    listen(&vm, &mut told, |told| told.lines.iter().any(|line| line.starts_with("task:init")));
     vm.kill();
     let ended = vm.wait(soon()).unwrap();
     assert_eq!(ended.how, How::Killed);
     assert!(is_gone(vm.pid()));
     let recorded = std::fs::read_to_string(&guest.spec().console_log).unwrap();
-    assert!(recorded.contains("task:init"), "all tasks were shown: {recorded}");
     assert!(recorded.contains("Show Blocked State"), "{recorded}");
 }
 
@@ -157,8 +160,8 @@ fn no_qemu_outlives_an_owner_killed_by_sigkill() {
             break pid.parse::<i32>().unwrap();
         }
     };
-    let pid = rustix::process::Pid::from_raw(pid).unwrap();
-    let qemu = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()).unwrap();
+    let pid = Pid::from_raw(pid).unwrap();
+    let qemu = rustix::process::pidfd_open(pid, PidfdFlags::empty()).unwrap();
     owner.kill().unwrap();
     owner.wait().unwrap();
     let mut ended = [rustix::event::PollFd::new(&qemu, rustix::event::PollFlags::IN)];
@@ -173,6 +176,20 @@ fn a_qemu_that_refuses_its_command_line_is_an_error_with_its_words() {
     let error = Vm::start(&spec).unwrap_err();
     assert!(matches!(error, VmError::Stillborn { .. }), "{error:?}");
     assert!(error.to_string().contains("/nonexistent/vmlinuz"), "{error}");
+}
+
+#[test]
+fn a_qemu_killed_by_somebody_else_has_failed_and_one_asked_to_end_has_not() {
+    let guest = Guest::new(&["hang"]);
+    for (signal, how) in [(Signal::KILL, How::Failed), (Signal::TERM, How::Asked)] {
+        let vm = Vm::start(&guest.spec()).unwrap();
+        let pid = Pid::from_raw(i32::try_from(vm.pid()).unwrap()).unwrap();
+        rustix::process::kill_process(pid, signal).unwrap();
+        assert_eq!(vm.wait(soon()).unwrap().how, how);
+        assert!(matches!(vm.state(), VmState::Ended(_)));
+        assert_eq!(vm.cpu_time(), None);
+        assert!(vm.registers().is_err());
+    }
 }
 
 #[test]
@@ -203,13 +220,13 @@ fn an_emulator_behind_a_wrapper_script_is_killed_with_it() {
     let vm = Vm::start(&spec).unwrap();
     let group = vm.pid();
     drop(vm);
-    let group = rustix::process::Pid::from_raw(i32::try_from(group).unwrap()).unwrap();
+    let group = Pid::from_raw(i32::try_from(group).unwrap()).unwrap();
     let left = rustix::process::test_kill_process_group(group);
     // A killed grandchild is reaped by init in its own time; until then it is there as a zombie.
     assert!(left.is_err() || only_zombies(group), "someone of the group is left");
 }
 
-fn only_zombies(group: rustix::process::Pid) -> bool {
+fn only_zombies(group: Pid) -> bool {
     let group = group.as_raw_nonzero().get().to_string();
     std::fs::read_dir("/proc").expect("a host with /proc").flatten().all(|entry| {
         let stat = std::fs::read_to_string(entry.path().join("stat")).unwrap_or_default();
