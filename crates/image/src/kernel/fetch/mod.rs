@@ -214,6 +214,8 @@ pub fn fetch(
     }
     let work = cache.kernels().join(".fetch");
     std::fs::create_dir_all(&work).map_err(|source| FetchError::io("create", &work, source))?;
+    sweep(&work, "unpack-");
+    sweep(&cache.kernels(), ".removed-");
     let mut source = open(origin, &work, request, progress)?;
     let package = choose(request, source.packages())?;
     let same = |kernel: &CachedKernel| kernel.sha256 == package.sha256();
@@ -238,6 +240,16 @@ pub fn fetch(
     // What cannot be unpacked will not unpack better later; and if this fails, bytes are wasted.
     debs.iter().for_each(|deb| drop(std::fs::remove_file(deb)));
     kernel
+}
+
+/// Deletes what a killed process left half unpacked or half removed; its owner held the lock which
+/// the caller holds now. Best effort: it costs only space.
+fn sweep(dir: &Path, prefix: &str) {
+    for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
+        if entry.file_name().to_string_lossy().starts_with(prefix) {
+            let _ = std::fs::remove_dir_all(entry.path());
+        }
+    }
 }
 
 /// A list of packages and a way to get one.

@@ -123,7 +123,7 @@ fn a_package_with_another_digest_is_refused_and_deleted() {
 }
 
 #[test]
-fn a_download_that_broke_off_is_continued() {
+fn a_download_that_broke_off_is_continued_and_a_killed_ones_leftovers_go() {
     let mut shelf = Shelf::new();
     shelf.kernel(CLOUD, "6.12.117-1");
     let (cache, origin) = (shelf.cache(), shelf.open());
@@ -133,10 +133,12 @@ fn a_download_that_broke_off_is_continued() {
     fs::create_dir_all(&work).unwrap();
     let part = work.join(format!("{}.part", sha256::of_file(&deb).unwrap()));
     fs::write(part, &whole[..100]).unwrap();
+    fs::create_dir_all(work.join("unpack-abc/kernel/boot")).unwrap();
     assert_eq!(
         fetch(&FetchRequest::default(), &origin, &cache, &mut |_| {}).unwrap().release,
         CLOUD
     );
+    assert_eq!(fs::read_dir(work).unwrap().count(), 0, "leftovers");
 }
 
 #[test]
