@@ -33,6 +33,16 @@ document.addEventListener("DOMContentLoaded", () => {
     });
   }
 
+  // What went wrong stands at the end of a log.
+  const toTheEnd = (details) => {
+    const log = details.querySelector("pre.log");
+    if (details.open && log) log.scrollTop = log.scrollHeight;
+  };
+  for (const details of document.querySelectorAll("details")) {
+    toTheEnd(details);
+    details.addEventListener("toggle", () => toTheEnd(details));
+  }
+
   const failures = [...document.querySelectorAll(".failure")];
   let at = -1;
   document.addEventListener("keydown", (event) => {

@@ -49,7 +49,8 @@ struct Terminal {
 }
 
 impl Recorder {
-    /// Makes the folder `runs/RUN` (and `runs` itself), locks it and reserves space for the ending.
+    /// Makes the folder `runs/RUN` (and `runs` itself), locks it and reserves space for the ending. A failure leaves
+    /// no folder behind.
     pub fn create(runs: &Path, run: &RunId) -> Result<Recorder, HistoryError> {
         fs::create_dir_all(runs).map_err(HistoryError::io("create", runs))?;
         let folder = RunFolder::of(runs, run);
@@ -60,6 +61,17 @@ impl Recorder {
                 crate::append::failure("create", folder.path(), source)
             }
         })?;
+        match Recorder::begin(folder.clone()) {
+            Ok(recorder) => Ok(recorder),
+            Err(error) => {
+                // Nothing was recorded, so nothing is left that would count as a damaged run.
+                let _ = fs::remove_dir_all(folder.path());
+                Err(error)
+            }
+        }
+    }
+
+    fn begin(folder: RunFolder) -> Result<Recorder, HistoryError> {
         let lock = lock(&folder)?;
         reserve(&folder)?;
         let events = AppendFile::create(folder.events())?;

@@ -56,7 +56,7 @@ pub(super) fn page(
         section aria-labelledby="terminal" {
             h2 id="terminal" { "Terminal" }
             @match &recording {
-                Some(recording) => (terminal(recording)),
+                Some(recording) => (terminal(recording, stage.failed())),
                 None => p.quiet { "The stage printed nothing, or never started." },
             }
         }
@@ -132,7 +132,7 @@ fn for_the_player(path: &Path) -> Option<String> {
     Some(text)
 }
 
-fn terminal(recording: &Recording) -> Markup {
+fn terminal(recording: &Recording, failed: bool) -> Markup {
     html! {
         @match &recording.cast {
             Some(cast) => {
@@ -142,7 +142,7 @@ fn terminal(recording: &Recording) -> Markup {
             }
             None => p.quiet { "Play it with " code { (recording.replay) } "." },
         }
-        (log("Terminal as text", &recording.text, recording.cast.is_none()))
+        (log("Terminal as text", &recording.text, failed || recording.cast.is_none()))
     }
 }
 

@@ -47,6 +47,7 @@ impl Browser {
             .arg(format!("--user-data-dir={}", profile.path().display()))
             .arg("about:blank")
             .env("HOME", profile.path())
+            .env("TMPDIR", profile.path())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .process_group(0);
@@ -152,6 +153,15 @@ impl Browser {
 
 impl Drop for Browser {
     fn drop(&mut self) {
+        if !std::thread::panicking() {
+            // A browser that is asked takes its helpers with it, before their folder goes.
+            let close = json!({"id": 0, "method": "Browser.close"}).to_string();
+            let asked = self.to.write_all(close.as_bytes()).and_then(|()| self.to.write_all(&[0]));
+            if asked.is_ok() {
+                let _ = std::io::copy(&mut self.from, &mut std::io::sink());
+                let _ = self.child.wait();
+            }
+        }
         let group = rustix::process::Pid::from_child(&self.child);
         let _ = rustix::process::kill_process_group(group, rustix::process::Signal::KILL);
         let _ = self.child.wait();
