@@ -63,7 +63,7 @@ pub(super) fn page(
         @if let Some(text) = &dmesg {
             section aria-labelledby="dmesg" {
                 h2 id="dmesg" { "Kernel log" }
-                (log("Kernel log", text, stage.failed()))
+                (log("dmesg", text, stage.failed()))
                 p { (file(evidence, &format!("stages/{}/dmesg.txt", stage.name))) }
             }
         }
