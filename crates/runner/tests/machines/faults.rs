@@ -54,7 +54,8 @@ name = "passes-too"
 run = "true"
 "#
     );
-    let told = Room::new().run(&scenario);
+    let room = Room::new();
+    let told = room.run(&scenario);
     told.expect(&[
         "passes: passed",
         "panics: crashed (panic: sysrq triggered crash)",
@@ -97,7 +98,7 @@ fn a_kernel_that_panics_at_boot_ends_the_job_after_two_machines() {
 #[test]
 fn a_kernel_without_the_agents_channel_is_broken_and_the_cure_is_said() {
     let scenario = format!(
-        "name = \"deaf\"\n{GUEST}\nkernel_parameters = [\"module_blacklist=virtio_console\"]\nboot_timeout = \"20s\"\n\
+        "name = \"deaf\"\n{GUEST}\nkernel_parameters = [\"module_blacklist=virtio_console\", \"initcall_blacklist=virtio_console_init\"]\nboot_timeout = \"20s\"\n\
          [[stages]]\nname = \"a\"\nrun = \"true\"\n"
     );
     let told = Room::new().run(&scenario);
