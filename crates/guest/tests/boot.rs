@@ -2,14 +2,14 @@
 //! virtio-serial port.
 #![expect(clippy::unwrap_used, reason = "a helper of a test fails by panicking, like the test")]
 
-use std::collections::BTreeSet;
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 use kiln_block::ByteLen;
+use kiln_image::cache::{GuestExecutable, ImageRequest, ImageStore};
+use kiln_image::kernel::{self, Host, Kernel, KernelCache};
+use kiln_image::manifest::{ManifestSource, Part};
 use kiln_model::event::Acceleration;
 use kiln_model::protocol::{Exec, Pty};
 use kiln_vm::agent::{Agent, AgentError, ExitStatus, PullLimits};
@@ -20,37 +20,22 @@ fn soon() -> Instant {
     Instant::now() + Duration::from_secs(300)
 }
 
-/// In the order in which they can be loaded. Those built into the kernel have no file.
-const MODULES: [(&str, &[&str]); 7] = [
-    ("virtio_ring", &[]),
-    ("virtio", &["virtio_ring"]),
-    ("virtio_pci_modern_dev", &[]),
-    ("virtio_pci_legacy_dev", &[]),
-    ("virtio_pci", &["virtio_pci_legacy_dev", "virtio_pci_modern_dev", "virtio", "virtio_ring"]),
-    ("virtio_console", &["virtio", "virtio_ring"]),
-    ("virtio_blk", &["virtio", "virtio_ring"]),
-];
-
-/// What the programs of this test are.
-const PROGRAMS: [&str; 10] =
-    ["sh", "cat", "stty", "sleep", "setsid", "test", "uname", "grep", "dd", "sync"];
-
 #[test]
 fn a_kernel_boots_and_its_guest_does_what_the_host_asks() {
     let folder = tempfile::tempdir().unwrap();
     let kernel = kernel();
-    fs::write(folder.path().join("initramfs"), initramfs(&kernel)).unwrap();
+    let initramfs = initramfs(&kernel, folder.path());
     let disk = folder.path().join("disk");
     fs::File::create(&disk).unwrap().set_len(8 << 20).unwrap();
     let console = folder.path().join("console.log");
     let vm = Vm::start(&VmSpec {
         emulator: Emulator::find(None).unwrap_or_else(|error| panic!("{error}")),
         acceleration: Acceleration::Tcg,
-        kernel,
-        initramfs: Some(folder.path().join("initramfs")),
+        kernel: kernel.image,
+        initramfs: Some(initramfs),
         parameters: vec!["kiln.hostname=kiln-test".into()],
         init_arguments: Vec::new(),
-        memory: ByteLen::mib(256),
+        memory: ByteLen::mib(512),
         cpus: 2,
         disks: vec![DiskSpec {
             serial: "data0".into(),
@@ -155,13 +140,23 @@ fn outcome(agent: &Agent, exec: Exec) -> (String, ExitStatus) {
     (String::from_utf8_lossy(&output).into_owned(), status)
 }
 
-/// The bzImage to test with.
-fn kernel() -> PathBuf {
-    match std::env::var_os("KILN_TEST_KERNEL").map(PathBuf::from) {
-        Some(path) if path.is_file() => path,
-        Some(path) => panic!("KILN_TEST_KERNEL names {}, which is no file", path.display()),
-        None => panic!("KILN_TEST_KERNEL is not set: run `make kernel`, then `make test`"),
+/// Named by `KILN_TEST_KERNEL`, else the newest that `make kernel` fetched.
+fn kernel() -> Kernel {
+    let host = Host::this();
+    if let Ok(path) = std::env::var("KILN_TEST_KERNEL") {
+        let cache = KernelCache::new("/nonexistent");
+        return kernel::find(Some(&path), &host, &cache).unwrap_or_else(|error| panic!("{error}"));
     }
+    let variable = |name| std::env::var_os(name).map(PathBuf::from);
+    let cache = variable("KILN_HOME")
+        .map(|home| home.join("cache"))
+        .or_else(|| variable("XDG_CACHE_HOME").map(|cache| cache.join("kiln")))
+        .or_else(|| variable("HOME").map(|home| home.join(".cache/kiln")));
+    let fetched = cache.map(KernelCache::new).and_then(|cache| {
+        let newest = cache.list().ok()?.into_iter().next()?;
+        kernel::find(newest.image().to_str(), &host, &cache).ok()
+    });
+    fetched.expect("no kernel to test with: run `make kernel`, or set KILN_TEST_KERNEL")
 }
 
 /// The static executable; the one this test was built with wants libraries.
@@ -173,107 +168,17 @@ fn guest() -> PathBuf {
     path
 }
 
-fn initramfs(kernel: &Path) -> Vec<u8> {
-    let mut archive = Archive::default();
-    archive.file("init", &guest());
-    archive.node("dev/console", 5, 1);
-    for program in PROGRAMS {
-        let found = ["/bin", "/usr/bin"].map(|folder| Path::new(folder).join(program));
-        let found = found.iter().find(|path| path.is_file());
-        let found = found.unwrap_or_else(|| panic!("this machine has no {program}"));
-        archive.file(&format!("bin/{program}"), found);
-        for library in libraries(found) {
-            archive.file(library.to_str().unwrap().trim_start_matches('/'), &library);
-        }
-    }
-    let release = kernel.file_name().unwrap().to_str().unwrap().strip_prefix("vmlinuz-").unwrap();
-    let modules = kernel.parent().unwrap().parent().unwrap().join("lib/modules").join(release);
-    let files: Vec<Option<PathBuf>> =
-        MODULES.iter().map(|(name, _)| module(&modules.join("kernel/drivers"), name)).collect();
-    let within = |name: &str| {
-        let at = MODULES.iter().position(|(this, _)| *this == name).unwrap();
-        files[at].as_ref().map(|file| file.strip_prefix(&modules).unwrap().display().to_string())
+/// The programs every scenario has, and our executable as their init.
+fn initramfs(kernel: &Kernel, folder: &Path) -> PathBuf {
+    let manifest = ManifestSource {
+        name: "guest.toml".to_owned(),
+        text: "include = [\"base\"]".to_owned(),
+        folder: Some(folder.to_owned()),
+        part: Part::Whole,
     };
-    let target = format!("usr/lib/modules/{release}");
-    let mut dep = String::new();
-    for ((name, needs), file) in MODULES.iter().zip(&files) {
-        let (Some(file), Some(path)) = (file, within(name)) else { continue };
-        archive.file(&format!("{target}/{path}"), file);
-        let needs: Vec<String> = needs.iter().filter_map(|name| within(name)).collect();
-        dep += &format!("{path}: {}\n", needs.join(" "));
-    }
-    archive.entry(&format!("{target}/modules.dep"), 0o100_644, (0, 0), dep.as_bytes());
-    archive.finish()
-}
-
-fn module(folder: &Path, name: &str) -> Option<PathBuf> {
-    fs::read_dir(folder).unwrap().flatten().find_map(|entry| {
-        let path = entry.path();
-        let file = entry.file_name().into_string().unwrap();
-        match path.is_dir() {
-            true => module(&path, name),
-            false => {
-                (file.split(".ko").next() == Some(name) && file.contains(".ko")).then_some(path)
-            }
-        }
-    })
-}
-
-/// The libraries a program is linked with, and their loader.
-fn libraries(program: &Path) -> Vec<PathBuf> {
-    let output = Command::new("ldd").arg(program).output().unwrap();
-    let text = String::from_utf8(output.stdout).unwrap();
-    let words = text.split_whitespace().filter(|word| word.starts_with('/'));
-    words.map(PathBuf::from).collect()
-}
-
-/// An initramfs in the making.
-#[derive(Default)]
-struct Archive {
-    bytes: Vec<u8>,
-    names: BTreeSet<String>,
-}
-
-impl Archive {
-    fn file(&mut self, name: &str, from: &Path) {
-        let data = fs::read(from).unwrap();
-        let mode = 0o100_000 | (fs::metadata(from).unwrap().permissions().mode() & 0o777);
-        self.entry(name, mode, (0, 0), &data);
-    }
-
-    fn node(&mut self, name: &str, major: u32, minor: u32) {
-        self.entry(name, 0o020_600, (major, minor), &[]);
-    }
-
-    fn entry(&mut self, name: &str, mode: u32, device: (u32, u32), data: &[u8]) {
-        if let Some((folder, _)) = name.rsplit_once('/')
-            && !self.names.contains(folder)
-        {
-            self.entry(folder, 0o040_755, (0, 0), &[]);
-        }
-        if !self.names.insert(name.to_owned()) {
-            return;
-        }
-        let length = u32::try_from(data.len()).unwrap();
-        let name_length = u32::try_from(name.len() + 1).unwrap();
-        let fields = [0, mode, 0, 0, 1, 0, length, 0, 0, device.0, device.1, name_length, 0];
-        self.bytes.extend_from_slice(b"070701");
-        for field in fields {
-            self.bytes.extend_from_slice(format!("{field:08x}").as_bytes());
-        }
-        self.bytes.extend_from_slice(name.as_bytes());
-        self.bytes.push(0);
-        self.pad();
-        self.bytes.extend_from_slice(data);
-        self.pad();
-    }
-
-    fn pad(&mut self) {
-        self.bytes.resize(self.bytes.len().next_multiple_of(4), 0);
-    }
-
-    fn finish(mut self) -> Vec<u8> {
-        self.entry("TRAILER!!!", 0, (0, 0), &[]);
-        self.bytes
-    }
+    let store = ImageStore::open(&folder.join("images")).unwrap();
+    let kernels = KernelCache::new(folder.join("kernels"));
+    let executable = GuestExecutable::File(guest());
+    let request = ImageRequest::new(manifest, kernel.clone(), kernels, executable);
+    store.get_or_build(&request).unwrap_or_else(|error| panic!("{error}")).path
 }
