@@ -218,7 +218,8 @@ mod tests {
 
         #[test]
         fn frames_after_a_truncated_one_are_found_once_its_length_has_passed(
-            cut in proptest::collection::vec(any::<u8>(), 1..300),
+            // No byte of it begins a magic: else the next frame could pass for its missing end.
+            cut in proptest::collection::vec(0_u8..0x80, 1..300),
             keep in 0_usize..300,
             frame in frame(),
         ) {
