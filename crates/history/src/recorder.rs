@@ -32,7 +32,7 @@ pub struct Recorder {
     terminals: HashMap<StageName, Terminal>,
     /// The disk was full once; from then on only what decides a run is written.
     full: bool,
-    _lock: File,
+    lock: File,
     #[cfg(test)]
     space: Option<crate::append::Space>,
 }
@@ -80,7 +80,7 @@ impl Recorder {
             events,
             terminals: HashMap::new(),
             full: false,
-            _lock: lock,
+            lock,
             #[cfg(test)]
             space: None,
         })
@@ -224,6 +224,14 @@ impl Recorder {
         if let Some(space) = &self.space {
             space.set(space.get() + usize::try_from(RESERVE_BYTES).unwrap());
         }
+    }
+}
+
+impl Drop for Recorder {
+    fn drop(&mut self) {
+        // Closing alone is not enough: a process being started by another thread holds a copy of the descriptor
+        // until it executes its program.
+        let _ = rustix::fs::flock(&self.lock, FlockOperation::Unlock);
     }
 }
 
