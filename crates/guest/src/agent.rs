@@ -74,6 +74,7 @@ pub(crate) struct Agent {
     sessions: BTreeMap<u32, Session>,
     pushes: HashMap<u32, Sender<PushPart>>,
     workers: Arc<AtomicUsize>,
+    rescans_wanted: Arc<AtomicUsize>,
     next_beat: Instant,
     empty_cgroups: Vec<Cgroup>,
 }
@@ -101,6 +102,7 @@ impl Agent {
             sessions: BTreeMap::new(),
             pushes: HashMap::new(),
             workers: Arc::new(AtomicUsize::new(0)),
+            rescans_wanted: Arc::new(AtomicUsize::new(0)),
             next_beat: Instant::now(),
             empty_cgroups: Vec::new(),
         })
@@ -365,10 +367,6 @@ impl Agent {
             line.finish(Err(refused("too many programs run already")));
             return;
         }
-        if self.role == Role::Init {
-            // The program may look for its disks at once.
-            let _ = disks::rescan();
-        }
         let cgroup = match self.role {
             Role::Init => Cgroup::make(&format!("exec-{}-{channel}", self.conversation)),
             Role::Process => None,
@@ -453,7 +451,29 @@ impl Agent {
             }
         }
         if about_disks {
-            let _ = disks::rescan();
+            self.rescan_disks_soon();
+        }
+    }
+
+    /// In a thread of its own: a serial is asked of the disk itself, which may not answer.
+    fn rescan_disks_soon(&self) {
+        // Whoever scans already looks again before it ends.
+        if self.rescans_wanted.fetch_add(1, Ordering::AcqRel) > 0 {
+            return;
+        }
+        let wanted = Arc::clone(&self.rescans_wanted);
+        let scan = move || {
+            loop {
+                let seen = wanted.load(Ordering::Acquire);
+                let _ = disks::rescan();
+                let idle = wanted.compare_exchange(seen, 0, Ordering::AcqRel, Ordering::Acquire);
+                if idle.is_ok() {
+                    break;
+                }
+            }
+        };
+        if thread::Builder::new().name("disks".into()).stack_size(128 * 1024).spawn(scan).is_err() {
+            self.rescans_wanted.store(0, Ordering::Release);
         }
     }
 

@@ -1,4 +1,7 @@
 //! `/dev/disk/by-id/virtio-SERIAL`: links by which tests find their disks, as udev would make them.
+//!
+//! The kernel asks the disk for its serial whenever it is read, so a scan may wait for a disk that
+//! hangs: never scan where others wait.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -22,7 +25,11 @@ pub(crate) fn rescan() -> io::Result<u64> {
         let target = fs::read_link(entry.path()).unwrap_or_default();
         let stands = wanted.get(&name).is_some_and(|wanted| target == Path::new(wanted));
         if name.starts_with("virtio-") && !stands {
-            fs::remove_file(entry.path())?;
+            match fs::remove_file(entry.path()) {
+                // Another scan, at the same time, was quicker.
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
         }
     }
     for (name, target) in &wanted {
