@@ -67,7 +67,8 @@ const RULES: &[Rule] = &[
 
 /// Edges that exist in tests only. The guest's executable is driven from outside, in a machine, whose sizes
 /// are counted in units.
-const TEST_EDGES: &[(&str, &str)] = &[("kiln-guest", "kiln-vm"), ("kiln-guest", "kiln-block")];
+const TEST_EDGES: &[(&str, &str)] =
+    &[("kiln-guest", "kiln-vm"), ("kiln-guest", "kiln-image"), ("kiln-guest", "kiln-block")];
 
 /// Heavy dependencies, and the crates that may pay for them.
 const QUARANTINE: &[(&str, &[&str])] =
