@@ -8,6 +8,7 @@ use std::path::{Component, Path, PathBuf};
 use kiln_model::module_index::{
     IndexError, ModuleIndex, Resolution, base_name, module_name, normalise, write,
 };
+use kiln_model::scenario::nearest;
 
 use crate::kernel::{Kernel, KernelCache, KernelError, KernelSource, ModuleDir, read_module_info};
 
@@ -299,53 +300,19 @@ impl Modules {
     }
 
     fn unknown(&self, name: &str, index: &ModuleIndex<'_>) -> ModuleError {
-        let nearest = nearest(name, index.names().chain(index.builtin_names()));
+        let plain = normalise(name);
+        let nearest = nearest(&plain, index.names().chain(index.builtin_names()));
         let advice = if self.root.is_none() {
             "no module directory was found for this kernel".to_owned()
         } else if index.names().next().is_none() && self.source == KernelSource::Tree {
             "the tree has no modules built; run `make -j$(nproc) modules` if it should".to_owned()
-        } else if nearest.is_empty() {
-            "build the kernel with it, or use another kernel".to_owned()
+        } else if let Some(nearest) = nearest {
+            format!("did you mean {nearest}?")
         } else {
-            format!("did you mean {}?", nearest.join(" or "))
+            "build the kernel with it, or use another kernel".to_owned()
         };
         ModuleError::Unknown { name: name.to_owned(), release: self.release.clone(), advice }
     }
-}
-
-/// Up to three names that a slip of the fingers away from `name`, nearest first.
-fn nearest<'a>(name: &str, names: impl Iterator<Item = &'a str>) -> Vec<String> {
-    let name = normalise(name);
-    let limit = (name.chars().count() / 3).clamp(1, 3);
-    let mut near: Vec<(usize, &str)> = names
-        .filter(|other| other.len().abs_diff(name.len()) <= limit)
-        .map(|other| (slips(&name, other), other))
-        .filter(|(slips, _)| *slips <= limit)
-        .collect();
-    near.sort_unstable();
-    near.dedup();
-    near.into_iter().take(3).map(|(_, name)| name.to_owned()).collect()
-}
-
-/// How many bytes must be inserted, removed, replaced or swapped with their neighbour to turn one
-/// name into the other.
-fn slips(a: &str, b: &str) -> usize {
-    let (a, b) = (a.as_bytes(), b.as_bytes());
-    let mut before_last = Vec::new();
-    let mut last: Vec<usize> = (0..=b.len()).collect();
-    for i in 1..=a.len() {
-        let mut row = vec![i; b.len() + 1];
-        for j in 1..=b.len() {
-            let replaced = last[j - 1] + usize::from(a[i - 1] != b[j - 1]);
-            row[j] = replaced.min(last[j] + 1).min(row[j - 1] + 1);
-            if i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1] {
-                let swapped: usize = before_last[j - 2];
-                row[j] = row[j].min(swapped + 1);
-            }
-        }
-        before_last = std::mem::replace(&mut last, row);
-    }
-    last[b.len()]
 }
 
 #[cfg(test)]

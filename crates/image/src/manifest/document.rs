@@ -1,5 +1,6 @@
 //! Reading a TOML document so that every complaint names its line.
 
+use kiln_model::scenario::nearest;
 use toml::Spanned;
 use toml::de::{DeString, DeTable, DeValue};
 
@@ -48,7 +49,7 @@ impl<'a> Document<'a> {
         for (key, _) in table.iter() {
             let name: &DeString<'_> = key.get_ref();
             if !known.contains(&name.as_ref()) {
-                let hint = match nearest(name, known) {
+                let hint = match nearest(name, known.iter().copied()) {
                     Some(near) => format!("did you mean `{near}`?"),
                     None => format!("it can have {}", known.join(", ")),
                 };
@@ -140,30 +141,4 @@ fn kind(value: &RawValue<'_>) -> String {
     let kind = value.get_ref().type_str();
     let article = if kind.starts_with(['a', 'i']) { "an" } else { "a" };
     format!("{article} {kind}")
-}
-
-/// The known word that a person most likely meant: at most a third of its letters are wrong.
-fn nearest<'k>(word: &str, known: &[&'k str]) -> Option<&'k str> {
-    let word: Vec<char> = word.chars().take(64).collect();
-    known
-        .iter()
-        .map(|&candidate| (distance(&word, candidate), candidate))
-        .filter(|(wrong, candidate)| *wrong <= candidate.len().div_ceil(3))
-        .min()
-        .map(|(_, candidate)| candidate)
-}
-
-/// How many letters must be typed, dropped or changed to make one word of the other.
-fn distance(word: &[char], candidate: &str) -> usize {
-    let mut row: Vec<usize> = (0..=word.len()).collect();
-    for (i, letter) in candidate.chars().enumerate() {
-        let mut diagonal = row[0];
-        row[0] = i + 1;
-        for (j, other) in word.iter().enumerate() {
-            let changed = diagonal + usize::from(letter != *other);
-            diagonal = row[j + 1];
-            row[j + 1] = changed.min(diagonal + 1).min(row[j] + 1);
-        }
-    }
-    row[word.len()]
 }

@@ -204,11 +204,3 @@ fn a_file_that_the_index_lists_and_that_is_gone_is_named() {
     let error = machine.open().closure(&[Wanted::required("gone")]).unwrap_err();
     assert!(error.to_string().contains("kernel/gone.ko"), "{error}");
 }
-
-#[test]
-fn a_slip_of_the_fingers_is_found_again() {
-    let names = ["btrfs", "bpfs", "ext4", "xfs", "virtio_blk", "virtio_bt"];
-    assert_eq!(nearest("btrsf", names.into_iter()), ["btrfs"]);
-    assert_eq!(nearest("virtio-blck", names.into_iter()), ["virtio_blk", "virtio_bt"]);
-    assert!(nearest("reiserfs", names.into_iter()).is_empty());
-}
