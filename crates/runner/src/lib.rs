@@ -4,6 +4,7 @@
 //! builds the image it boots, [`local::run`] starts one process per job and passes its events on, and that process
 //! calls [`job::execute`]. [`shell`] boots the same machine for a person. Nothing here knows a terminal or a database.
 
+mod acceleration;
 mod chain;
 mod equip;
 pub mod job;
@@ -15,6 +16,7 @@ mod sink;
 mod stop;
 pub mod watch;
 
+pub use acceleration::settle_acceleration;
 pub use equip::{EquipError, Equipment, Stores, equip, image_request};
 pub use load::{LoadError, Loaded, MAX_SCRIPT, load};
 pub use sink::{EventSink, JsonLines};

@@ -8,7 +8,7 @@ use kiln_model::event::{Event, Happening, RunStarted, SCHEMA};
 use kiln_model::outcome::Verdict;
 use kiln_model::plan::Plan;
 use kiln_runner::local::{self, JobProgram};
-use kiln_runner::{Equipment, EventSink, StopToken, Urgency};
+use kiln_runner::{Equipment, EventSink, StopToken, Urgency, settle_acceleration};
 
 use super::history::{find, from_history, index, runs_folder};
 use super::target;
@@ -133,7 +133,9 @@ impl Prepared<'_> {
         let recorder = Recorder::create(&runs_folder(self.session), &id).map_err(from_history)?;
         let folder = recorder.folder().clone();
         let places = self.equipment.places(id.clone(), folder.path().to_owned());
-        let spec = self.plan.job_spec(places)?;
+        let mut spec = self.plan.job_spec(places)?;
+        let translated = settle_acceleration(&mut spec.machine, Some(self.session.home.cache()))
+            .exits(Exit::Setup)?;
         let started = RunStarted {
             schema: SCHEMA,
             run: id,
@@ -148,6 +150,7 @@ impl Prepared<'_> {
         };
         let mut opening = vec![Happening::RunStarted(started)];
         opening.extend(self.equipment.happenings());
+        opening.extend(translated);
         let mut sink =
             Telling { recorder, view, builder: SummaryBuilder::default(), trouble: None, stop };
         let program = JobProgram::this()?;

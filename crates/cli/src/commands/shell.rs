@@ -8,9 +8,8 @@ use kiln_model::event::{Event, Happening, NoteLevel};
 use kiln_model::plan::{Choices, Plan};
 use kiln_model::scenario::Scenario;
 use kiln_model::{RunId, event::KernelIdentity};
-use kiln_runner::StopToken;
-use kiln_runner::Urgency;
 use kiln_runner::shell::{Shell, ShellError, ShellEvent, ShellInput};
+use kiln_runner::{StopToken, Urgency, settle_acceleration};
 
 use super::target;
 use crate::arguments::ShellArgs;
@@ -46,7 +45,8 @@ pub(crate) fn shell(mut session: Session, args: &ShellArgs) -> Result<Exit, Fail
         .exits(Exit::Setup)?;
     let id: RunId = run_id::fresh()
         .ok_or_else(|| Failure::new(Exit::Setup, "the clock of this machine is before 1970"))?;
-    let spec = plan.job_spec(equipment.places(id, folder.path().to_owned()))?;
+    let mut spec = plan.job_spec(equipment.places(id, folder.path().to_owned()))?;
+    settle_acceleration(&mut spec.machine, Some(session.home.cache())).exits(Exit::Setup)?;
 
     let view = BootView::new(&kernel.release);
     let opened = Shell::open(&spec, &mut |event: Event| view.take(&event), &stop);

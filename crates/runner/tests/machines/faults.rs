@@ -156,6 +156,28 @@ run = "printf kept | dd of=/dev/disk/by-id/virtio-d conv=notrunc; exit 3"
 }
 
 #[test]
+fn a_run_that_is_told_to_end_at_once_leaves_no_machine() {
+    let room = Room::new();
+    let scenario = format!(
+        "name = \"stop\"\n{GUEST}\n[[stages]]\nname = \"a\"\nrun = \"echo here; sleep 1000\"\n"
+    );
+    let stop = StopToken::new();
+    let asked = stop.clone();
+    let spec = room.job(&room.load(&scenario));
+    let mut events = Vec::new();
+    let mut sink = |event: kiln_model::event::Event| {
+        if matches!(&event.event, Happening::Output { text, .. } if text.contains("here")) {
+            asked.kill();
+        }
+        events.push(event.event);
+    };
+    kiln_runner::job::execute(&spec, &mut sink, &stop);
+    let told = Told { events, folder: spec.folder };
+    told.expect(&["a: not-run (interrupted)"]);
+    no_machine_is_left(&told);
+}
+
+#[test]
 fn a_shell_has_input_output_and_an_exit_status() {
     let room = Room::new();
     let scenario = format!("name = \"sh\"\n{GUEST}\n[[stages]]\nname = \"a\"\nrun = \"true\"\n");
