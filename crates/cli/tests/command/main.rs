@@ -3,6 +3,7 @@
 mod config;
 mod doctor;
 mod errors;
+mod faults;
 mod help;
 mod history;
 mod kiln;

@@ -3,7 +3,7 @@
 use crate::kiln::Kiln;
 
 /// A file that says of itself that it is a kernel; enough for whoever only looks.
-fn kernel(kiln: &Kiln) -> String {
+pub(crate) fn kernel(kiln: &Kiln) -> String {
     let mut image = vec![0; 8192];
     image[0x1f1] = 1;
     image[0x1fe..0x200].copy_from_slice(&[0x55, 0xaa]);
