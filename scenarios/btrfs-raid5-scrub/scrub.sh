@@ -11,6 +11,13 @@ must() {
     found=$(counter "$1")
     test "$found" = "$2" || { echo "$1 is ${found:-missing}, must be $2"; exit 1; }
 }
+case $(uname -r) in
+[1-5].* | 6.[0-3].* | 6.[0-3]-*)
+    # Before Linux 6.4 a run of bad blocks counts once; each run that was read must then have been one.
+    must data_bytes_scrubbed $((expected * 4096))
+    expected=$(counter data_extents_scrubbed)
+    ;;
+esac
 must csum_errors "$expected"
 must corrected_errors "$expected"
 must uncorrectable_errors 0
@@ -25,4 +32,4 @@ awk -v expected="$expected" '
     /corruption_errs/ && $2 > 0 { disks++; if ($2 != expected) wrong = 1 }
     !/corruption_errs/ && $2 != 0 { wrong = 1 }
     END { exit wrong || disks != 1 }' /tmp/raid/scrub-stats.txt
-echo "all $expected blocks were found and repaired"
+echo "all $(cat /tmp/raid/blocks.txt) blocks were found and repaired"
