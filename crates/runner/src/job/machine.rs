@@ -47,6 +47,9 @@ pub(crate) trait Machine {
     /// as console signs.
     fn diagnose(&mut self) -> Option<String>;
 
+    /// Whether it stands still because of this host, not of its kernel: a full disk, for one.
+    fn host_trouble(&mut self) -> Option<String>;
+
     /// Keeps the disks as files in this folder when the machine ends.
     fn keep_disks(&mut self, folder: &Path) -> Result<Vec<Saved>, String>;
 

@@ -386,6 +386,16 @@ impl Machine for QemuMachine {
         Some(self.vm.interrogate(QUESTIONING).registers)
     }
 
+    fn host_trouble(&mut self) -> Option<String> {
+        // QEMU stops a machine whose disk cannot grow, instead of telling the guest.
+        let asked =
+            self.vm.control().execute("query-status", serde_json::json!({}), QUESTIONING).ok()?;
+        (asked.get("status")?.as_str()? == "io-error").then(|| {
+            let folder = self.folder.display();
+            format!("QEMU cannot write the machine's disks: is the filesystem of {folder} full?")
+        })
+    }
+
     fn keep_disks(&mut self, folder: &Path) -> Result<Vec<Saved>, String> {
         if let Ok(agent) = self.agent() {
             let _ = agent.sync(Instant::now() + Duration::from_secs(10));

@@ -385,6 +385,11 @@ impl<'r, 'a> StageRun<'r, 'a> {
             return Aftermath { outcome, machine_usable: false };
         };
         let Ending::Exited(exit) = ending else {
+            if matches!(ending, Ending::Hang | Ending::Deadline)
+                && let Some(reason) = self.live.machine.host_trouble()
+            {
+                return Aftermath { outcome: Outcome::Broken { reason }, machine_usable: false };
+            }
             if matches!(ending, Ending::Hang | Ending::Deadline) {
                 let stage = self.stage.name.clone();
                 self.job.diagnose(self.live, Some(&stage), &mut self.artifacts);

@@ -19,6 +19,8 @@ enum Act {
     /// A stage begins.
     AwaitLaunch,
     AskToStop(StopToken),
+    /// Nothing any more, and this is why.
+    StandStill(String),
     /// Nothing until somebody looks without waiting.
     Pause,
 }
@@ -90,7 +92,7 @@ impl Machine for FakeMachine {
                 None
             }
             // A silent machine: time passes, as it would.
-            Some(Act::AwaitLaunch | Act::Pause) | None => {
+            Some(Act::AwaitLaunch | Act::Pause | Act::StandStill(_)) | None => {
                 std::thread::sleep(patience.min(Duration::from_millis(5)));
                 None
             }
@@ -121,6 +123,13 @@ impl Machine for FakeMachine {
     fn diagnose(&mut self) -> Option<String> {
         self.note("diagnose");
         Some("RIP=ffffffff81000000".to_owned())
+    }
+
+    fn host_trouble(&mut self) -> Option<String> {
+        match self.acts.front() {
+            Some(Act::StandStill(why)) => Some(why.clone()),
+            _ => None,
+        }
     }
 
     fn keep_disks(&mut self, folder: &Path) -> Result<Vec<Saved>, String> {
@@ -380,6 +389,13 @@ fn a_guest_that_never_answers_is_broken_with_a_cure() {
         "{:?}",
         told.lines
     );
+}
+
+#[test]
+fn a_machine_that_this_host_stopped_is_no_hang_of_its_kernel() {
+    let full = Act::StandStill("the disk is full".into());
+    let told = play(vec![stage("a")], vec![Ok(vec![ready(), Act::AwaitLaunch, full])]);
+    assert_eq!(told.outcomes(), ["a: broken (the disk is full)"]);
 }
 
 #[test]
