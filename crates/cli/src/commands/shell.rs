@@ -197,8 +197,7 @@ struct BootView {
 impl BootView {
     fn new(release: &str) -> BootView {
         let bar = terminal::is_live().then(|| {
-            let style =
-                indicatif::ProgressStyle::with_template("{prefix} {elapsed} {wide_msg:.dim}");
+            let style = indicatif::ProgressStyle::with_template("{prefix} {elapsed} {wide_msg}");
             let bar = indicatif::ProgressBar::no_length();
             bar.set_style(style.unwrap_or_else(|_| indicatif::ProgressStyle::default_spinner()));
             bar.set_prefix(format!("booting {}", hostile::line(release)));

@@ -57,7 +57,7 @@ impl Reporter for Progress {
                         .progress_chars("━━ ")
                 };
                 self.bar.set_style(style("{bar:20} {pos}/{len} {elapsed}"));
-                self.now.set_style(style("  {prefix} {elapsed} {wide_msg:.dim}"));
+                self.now.set_style(style("  {prefix} {elapsed} {wide_msg}"));
                 self.bar.enable_steady_tick(Duration::from_millis(500));
                 self.now.enable_steady_tick(Duration::from_millis(500));
                 self.now("preparing the image");

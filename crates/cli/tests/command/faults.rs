@@ -16,7 +16,8 @@ fn run(kiln: &Kiln, guest: &str) -> Ended {
     );
     kiln.write("guest", "stands for the guest executable");
     let qemu = kiln.write("qemu", "#!/bin/sh\necho QEMU emulator version 8.0.0\n");
-    std::fs::set_permissions(&qemu, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let executable = std::fs::Permissions::from_mode(0o755);
+    std::fs::set_permissions(&qemu, executable).expect("it is our file");
     let mut command = kiln.command(&["run", "s.toml", "-k", &kernel]);
     command.env("KILN_GUEST", kiln.folder().join("guest")).env("KILN_QEMU", qemu);
     let ended = ended(&mut command);
