@@ -7,7 +7,7 @@
 //! pipe ends, be it by our `SIGKILL`.
 
 use std::fmt;
-use std::io::{self, Write};
+use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, ChildStderr, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
@@ -61,28 +61,33 @@ pub fn spawn(command: Command, inherit: Vec<OwnedFd>) -> io::Result<Tethered> {
     let gone = || io::Error::other("the thread that starts processes is gone");
     spawner()?.send(Request { command, inherit, reply }).map_err(|_| gone())?;
     let (mut child, mut watchdog) = answer.recv().map_err(|_| gone())??;
-    let held = name_the_group(&child, &mut watchdog).and_then(|()| {
-        let pid = Pid::from_child(&child);
-        Ok((pid, pidfd_open(pid, PidfdFlags::empty())?))
-    });
-    match held {
-        Ok((pid, pidfd)) => {
+    let pid = Pid::from_child(&child);
+    match pidfd_open(pid, PidfdFlags::empty()) {
+        Ok(pidfd) => {
             Ok(Tethered { pid, pidfd, state: Mutex::new(State { child, watchdog, ended: None }) })
         }
         Err(error) => {
             end_now(&mut child);
             end_now(&mut watchdog);
-            Err(error)
+            Err(error.into())
         }
     }
 }
 
-fn name_the_group(child: &Child, watchdog: &mut Child) -> io::Result<()> {
-    let line = format!("{}\n", child.id());
-    match &mut watchdog.stdin {
-        Some(pipe) => pipe.write_all(line.as_bytes()),
-        None => Err(io::Error::other("the watchdog has no pipe")),
+/// Tells the watchdog the number of the group it watches. Called in the child, before it becomes the program: were
+/// it the parent's to tell, a parent killed at that moment would leave a group that nobody watches.
+fn name_own_group(watchdog: BorrowedFd<'_>) -> Result<(), Errno> {
+    let mut line = [0; 12];
+    let mut start = line.len() - 1;
+    line[start] = b'\n';
+    let mut left = getpid().as_raw_nonzero().get().unsigned_abs();
+    while left > 0 {
+        start -= 1;
+        line[start] = b'0' + u8::try_from(left % 10).unwrap_or(0);
+        left /= 10;
     }
+    // So few bytes go into an empty pipe in one piece.
+    rustix::io::write(watchdog, &line[start..]).map(|_| ())
 }
 
 fn end_now(child: &mut Child) {
@@ -123,6 +128,10 @@ fn fork_both(mut command: Command, inherit: Vec<OwnedFd>) -> io::Result<(Child, 
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .spawn()?;
+    let pipe = match &watchdog.stdin {
+        Some(pipe) => pipe.as_raw_fd(),
+        None => return Err(io::Error::other("the watchdog has no pipe")),
+    };
     let us = getpid();
     let numbers: Vec<RawFd> = inherit.iter().map(AsRawFd::as_raw_fd).collect();
     command.process_group(0);
@@ -132,6 +141,8 @@ fn fork_both(mut command: Command, inherit: Vec<OwnedFd>) -> io::Result<(Child, 
             // We died between fork and the line above: no signal will come any more.
             return Err(Errno::SRCH.into());
         }
+        // SAFETY: `watchdog` holds the pipe until after the spawn below, so the number is open in the fork too.
+        name_own_group(unsafe { BorrowedFd::borrow_raw(pipe) })?;
         for &number in &numbers {
             // SAFETY: the owner, `inherit`, outlives the spawn below, so the number is open in the fork too.
             let fd = unsafe { BorrowedFd::borrow_raw(number) };
