@@ -233,7 +233,7 @@ mod tests {
     fn an_edge_for_tests_is_none_for_the_program() {
         assert_eq!(judge("kiln-guest", vec![import("kiln-vm", Some("dev"))]), Vec::<String>::new());
         assert_eq!(judge("kiln-guest", vec![import("kiln-vm", None)]).len(), 1);
-        assert_eq!(judge("kiln-guest", vec![import("kiln-image", Some("dev"))]).len(), 1);
+        assert_eq!(judge("kiln-guest", vec![import("kiln-runner", Some("dev"))]).len(), 1);
     }
 
     #[test]
