@@ -27,7 +27,7 @@ impl Room {
     pub(crate) fn new() -> Room {
         let folder = tempfile::Builder::new().prefix("kiln-").tempdir_in("/tmp").unwrap();
         let wanted = std::env::var("KILN_TEST_KERNEL").ok();
-        let fetched = KernelCache::new(user_cache().join("kernels"));
+        let fetched = KernelCache::new(user_cache());
         let kernel = kernel::find(wanted.as_deref(), &Host::this(), &fetched)
             .unwrap_or_else(|error| panic!("no kernel to test with (run `make kernel`): {error}"));
         let guest = PathBuf::from(env!("CARGO_MANIFEST_DIR"))
