@@ -1,0 +1,189 @@
+//! A server: accepts clients, gives each a thread, and stops without dropping what was begun.
+
+use std::collections::HashMap;
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
+
+use super::address::Address;
+use super::channel::Socket;
+use super::listener::{ListenError, Listener};
+use crate::Exports;
+
+/// Clients at once; the next ones are hung up on.
+const MOST_CLIENTS: usize = 256;
+
+/// Serves disks on one address until it is stopped or dropped.
+#[derive(Debug)]
+pub struct Server {
+    address: Address,
+    clients: Arc<Clients>,
+    /// Written to when no more clients are wanted.
+    enough: Arc<OwnedFd>,
+    accepting: Option<JoinHandle<()>>,
+}
+
+#[derive(Debug, Default)]
+struct Clients {
+    state: Mutex<ClientState>,
+    left: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct ClientState {
+    sockets: HashMap<u64, Arc<Socket>>,
+    next: u64,
+    stopping: bool,
+}
+
+impl Server {
+    /// Listens, and serves from then on, in threads of its own.
+    ///
+    /// A unix socket can be reached by its user alone. What a dead server left at its path is replaced; a
+    /// server that lives, or a file of another kind, is left alone. The path goes with the server.
+    pub fn start(address: &Address, exports: Exports) -> Result<Server, ListenError> {
+        let listener = Listener::bind(address)?;
+        let address = listener.address().clone();
+        let failed = |act| {
+            let address = address.to_string();
+            move |source| ListenError::Io { act, address, source }
+        };
+        let enough =
+            eventfd(0, EventfdFlags::CLOEXEC).map_err(|errno| failed("listen on")(errno.into()))?;
+        let enough = Arc::new(enough);
+        let clients = Arc::new(Clients::default());
+        let accepting = {
+            let (clients, enough) = (Arc::clone(&clients), Arc::clone(&enough));
+            thread::Builder::new()
+                .name("nbd-accept".to_owned())
+                .spawn(move || accept(&listener, &enough, &clients, &exports))
+                .map_err(failed("start a thread for"))?
+        };
+        Ok(Server { address, clients, enough, accepting: Some(accepting) })
+    }
+
+    /// Where clients connect; with the port that was found free if none was named.
+    pub fn address(&self) -> &Address {
+        &self.address
+    }
+
+    /// How many clients are connected.
+    pub fn clients(&self) -> usize {
+        self.clients.lock().sockets.len()
+    }
+
+    /// Stops: no more clients and no more requests; what was received is carried out and answered,
+    /// for as long as `grace` lasts, and then clients are hung up on. Returns how many of them were.
+    ///
+    /// Nothing is flushed that no client asked to flush.
+    pub fn stop(mut self, grace: Duration) -> usize {
+        self.end(grace)
+    }
+
+    fn end(&mut self, grace: Duration) -> usize {
+        let Some(accepting) = self.accepting.take() else { return 0 };
+        // The counter cannot overflow: it is written once.
+        let _ = rustix::io::write(&self.enough, &1_u64.to_ne_bytes());
+        // A panic there has been told on stderr; clients are served by other threads.
+        let _ = accepting.join();
+        let mut state = self.clients.lock();
+        state.stopping = true;
+        for socket in state.sockets.values() {
+            socket.stop_receiving();
+        }
+        let deadline = Instant::now() + grace;
+        while !state.sockets.is_empty() {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                break;
+            }
+            let waited = self.clients.left.wait_timeout(state, left);
+            state = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+        let cut_off = state.sockets.len();
+        for socket in state.sockets.values() {
+            super::Channel::hang_up(socket.as_ref());
+        }
+        cut_off
+    }
+}
+
+/// Stops, with ten seconds for what was begun.
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.end(Duration::from_secs(10));
+    }
+}
+
+impl Clients {
+    fn lock(&self) -> std::sync::MutexGuard<'_, ClientState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes a client in, unless there are too many.
+    fn enter(&self, socket: Arc<Socket>) -> Option<u64> {
+        let mut state = self.lock();
+        if state.stopping || state.sockets.len() >= MOST_CLIENTS {
+            return None;
+        }
+        let number = state.next;
+        state.next += 1;
+        state.sockets.insert(number, socket);
+        Some(number)
+    }
+}
+
+/// Takes a client out again, however its thread ends.
+struct Present {
+    clients: Arc<Clients>,
+    number: u64,
+}
+
+impl Drop for Present {
+    fn drop(&mut self) {
+        self.clients.lock().sockets.remove(&self.number);
+        self.clients.left.notify_all();
+    }
+}
+
+fn accept(listener: &Listener, enough: &OwnedFd, clients: &Arc<Clients>, exports: &Exports) {
+    loop {
+        let mut waiting =
+            [PollFd::new(listener, PollFlags::IN), PollFd::new(enough, PollFlags::IN)];
+        if poll(&mut waiting, None).is_err() {
+            continue;
+        }
+        if !waiting[1].revents().is_empty() {
+            return;
+        }
+        match listener.accept() {
+            Ok(Some(fd)) => welcome(fd, clients, exports),
+            Ok(None) => {}
+            // Out of descriptors or memory: others have to leave before anybody can come.
+            Err(_) => wait_for_room(enough),
+        }
+    }
+}
+
+/// A pause that ends early when the server stops.
+fn wait_for_room(enough: &OwnedFd) {
+    let pause = rustix::time::Timespec { tv_sec: 0, tv_nsec: 50_000_000 };
+    let _ = poll(&mut [PollFd::new(enough, PollFlags::IN)], Some(&pause));
+}
+
+fn welcome(fd: OwnedFd, clients: &Arc<Clients>, exports: &Exports) {
+    let socket = Arc::new(Socket::new(fd));
+    let Some(number) = clients.enter(Arc::clone(&socket)) else { return };
+    let present = Present { clients: Arc::clone(clients), number };
+    let exports = exports.clone();
+    let serve = move || {
+        let _present = present;
+        // A client that breaks the protocol is hung up on; it alone would want to know.
+        let _ = super::serve(socket.as_ref(), &exports);
+    };
+    // Without a thread the closure is dropped, and with it the connection.
+    let _ = thread::Builder::new().name("nbd".to_owned()).spawn(serve);
+}
