@@ -70,6 +70,18 @@ fn two_interrupts_stop_at_once() {
 }
 
 #[test]
+fn being_terminated_stops_at_once() {
+    let room = Room::new();
+    let mut run = room.start(&scenario("sleep 1000"));
+    run.until_started("two");
+    run.signal(Signal::TERM);
+    let (status, events) = run.end();
+    assert_eq!(status.code(), Some(130), "{events:?}");
+    assert_eq!(room.outcomes()[2], "three: not-run (interrupted)");
+    room.nothing_is_left();
+}
+
+#[test]
 fn a_job_that_is_killed_takes_its_machine_along_and_breaks_the_run() {
     let room = Room::new();
     let mut run = room.start(&scenario("sleep 1000"));

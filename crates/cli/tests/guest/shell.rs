@@ -2,12 +2,12 @@
 
 use std::fs::File;
 use std::io::{Read as _, Write as _};
-use std::os::fd::{AsFd as _, OwnedFd};
-use std::process::Stdio;
+use std::os::fd::OwnedFd;
+use std::process::{Child, Stdio};
 
 use rustix::process::{Pid, Signal, kill_process};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
-use rustix::termios::{Winsize, tcgetattr, tcsetwinsize};
+use rustix::termios::{Termios, Winsize, tcgetattr, tcsetwinsize};
 
 use crate::room::Room;
 
@@ -67,39 +67,80 @@ impl Screen {
     }
 }
 
+/// A shell on a terminal of its own.
+struct Seat {
+    _room: Room,
+    ours: OwnedFd,
+    theirs: File,
+    before: Termios,
+    shell: Child,
+    keys: File,
+    screen: Screen,
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        // Of a test that failed halfway, the machine goes with the shell.
+        let _ = self.shell.kill();
+        let _ = self.shell.wait();
+    }
+}
+
+impl Seat {
+    fn take() -> Seat {
+        let room = Room::new();
+        let (ours, theirs) = terminal();
+        resize(&ours, 33, 101);
+        let before = tcgetattr(&theirs).unwrap();
+        let mut command = room.command(&["shell", "simple-example"]);
+        command.env("TERM", "xterm").stdin(theirs.try_clone().unwrap());
+        command.stdout(theirs.try_clone().unwrap()).stderr(theirs.try_clone().unwrap());
+        let shell = command.spawn().unwrap();
+        let keys = File::from(ours.try_clone().unwrap());
+        let screen = Screen { from: File::from(ours.try_clone().unwrap()), seen: String::new() };
+        Seat { _room: room, ours, theirs, before, shell, keys, screen }
+    }
+
+    fn press(&mut self, keys: &str) {
+        self.keys.write_all(keys.as_bytes()).unwrap();
+    }
+
+    /// Waits for the end, and asserts that the terminal is as it was.
+    #[track_caller]
+    fn leaves(mut self, code: i32) {
+        assert_eq!(self.shell.wait().unwrap().code(), Some(code), "{}", self.screen.seen);
+        let after = tcgetattr(&self.theirs).unwrap();
+        assert_eq!(self.before.local_modes, after.local_modes);
+        assert_eq!(self.before.input_modes, after.input_modes);
+        assert_eq!(self.before.output_modes, after.output_modes);
+    }
+}
+
 #[test]
 fn a_terminal_has_its_size_its_interrupts_and_its_status_and_is_left_as_it_was() {
-    let room = Room::new();
-    let (ours, theirs) = terminal();
-    resize(&ours, 33, 101);
-    let before = tcgetattr(&theirs).unwrap();
-    let mut command = room.command(&["shell", "simple-example"]);
-    command.env("TERM", "xterm").stdin(theirs.try_clone().unwrap());
-    command.stdout(theirs.try_clone().unwrap()).stderr(theirs.try_clone().unwrap());
-    let mut shell = command.spawn().unwrap();
-    let mut keys = File::from(ours.as_fd().try_clone_to_owned().unwrap());
-    let mut screen = Screen {
-        from: File::from(ours.as_fd().try_clone_to_owned().unwrap()),
-        seen: String::new(),
-    };
-    let mut press = |text: &str| keys.write_all(text.as_bytes()).unwrap();
-
+    let mut seat = Seat::take();
     // What is typed is echoed; the arithmetic makes sure that only an answer matches.
-    press("stty size; echo at-$((40 + 2))\n");
-    screen.until("33 101\r\nat-42");
-    resize(&ours, 44, 122);
-    kill_process(Pid::from_child(&shell), Signal::WINCH).unwrap();
-    press("until [ \"$(stty size)\" = '44 122' ]; do :; done; echo at-$((40 + 3))\n");
-    screen.until("at-43");
-    press("echo at-$((40 + 4)); while :; do :; done\n");
-    screen.until("at-44");
-    press("\x03");
-    press("echo at-$((40 + 5))\n");
-    screen.until("at-45");
-    press("exit 7\n");
-    assert_eq!(shell.wait().unwrap().code(), Some(7), "{}", screen.seen);
-    let after = tcgetattr(&theirs).unwrap();
-    assert_eq!(before.local_modes, after.local_modes);
-    assert_eq!(before.input_modes, after.input_modes);
-    assert_eq!(before.output_modes, after.output_modes);
+    seat.press("stty size; echo at-$((40 + 2))\n");
+    seat.screen.until("33 101\r\nat-42");
+    resize(&seat.ours, 44, 122);
+    kill_process(Pid::from_child(&seat.shell), Signal::WINCH).unwrap();
+    seat.press("until [ \"$(stty size)\" = '44 122' ]; do :; done; echo at-$((40 + 3))\n");
+    seat.screen.until("at-43");
+    seat.press("echo at-$((40 + 4)); while :; do :; done\n");
+    seat.screen.until("at-44");
+    seat.press("\x03");
+    seat.press("echo at-$((40 + 5))\n");
+    seat.screen.until("at-45");
+    seat.press("exit 7\n");
+    seat.leaves(7);
+}
+
+#[test]
+fn a_guest_that_hangs_can_be_left() {
+    let mut seat = Seat::take();
+    seat.press("trap '' INT; echo at-$((40 + 2)); while :; do :; done\n");
+    seat.screen.until("at-42");
+    seat.press("\x03");
+    seat.press("\x1d\x1d\x1d");
+    seat.leaves(130);
 }
