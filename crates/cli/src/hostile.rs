@@ -31,7 +31,7 @@ pub(crate) fn line(text: &str) -> Cow<'_, str> {
 }
 
 /// The last line of a piece of terminal output as a person would see it: escape sequences removed rather than
-/// shown, an overwritten line (`\r`) as it was overwritten. What is left still goes through [`line`].
+/// shown, an overwritten line (`\r`) as it was overwritten. What is left still goes through [`line()`].
 pub(crate) fn last_line(text: &str) -> Option<String> {
     let bare = without_sequences(text);
     let last =
