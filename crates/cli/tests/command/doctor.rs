@@ -26,7 +26,7 @@ fn every_check_has_a_state_and_whatever_is_not_ok_has_a_cure() {
 #[test]
 fn a_machine_without_anything_is_told_what_to_do() {
     let kiln = Kiln::new();
-    kiln.write("empty/placeholder", "");
+    kiln.write("empty/nothing", "");
     let mut command = kiln.command(&["doctor", "--format", "json"]);
     command.env("PATH", kiln.folder().join("empty")).env("KILN_GUEST", "/no/such/guest");
     command.env("KILN_QEMU", "/no/such/qemu").env("KILN_KERNEL", "0.0.1-none");
