@@ -8,12 +8,16 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::symlink;
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 
 const LINKS: &str = "/dev/disk/by-id";
 
 /// Makes the links that are missing, removes those that point nowhere, and returns how many disks
 /// have a serial.
 pub(crate) fn rescan() -> io::Result<u64> {
+    /// One scan at a time: an older view of the disks must not remove what a newer one has just linked.
+    static SCAN: Mutex<()> = Mutex::new(());
+    let _one = SCAN.lock().unwrap_or_else(PoisonError::into_inner);
     let wanted = wanted_links(Path::new("/sys/block"))?;
     let links = Path::new(LINKS);
     if wanted.is_empty() && !links.exists() {
