@@ -4,6 +4,7 @@
 pub mod cache;
 pub mod closure;
 pub mod elf;
+pub mod ext2;
 pub mod initramfs;
 pub mod inventory;
 pub mod kernel;

@@ -1,0 +1,551 @@
+//! [`Plan`]: every inode and every block of a disk, decided.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::Arc;
+
+use kiln_block::ByteLen;
+
+use super::directory::{self, Name};
+use super::encode::{count32, low16, low32, put32};
+use super::error::Ext2Error;
+use super::geometry::{Allocator, Geometry};
+use super::host_files::HostFiles;
+use super::inode::{self, Inode};
+use super::mapping::{self, Mapped, Origin, Placement, Run, Segment};
+use super::superblock::{self, FIRST_INODE, Identity, Usage};
+use super::tree::{Data, Kind, Node, NodeId, Time, Tree};
+use super::xattr::{self, INLINE_LEN};
+use super::{BLOCK, BLOCK_LEN};
+
+/// How many names an inode can have, and how many directories a directory can hold but two.
+const MOST_LINKS: u32 = 65_000;
+/// Longer names and link targets do not fit.
+const LONGEST_NAME: usize = 255;
+const LONGEST_TARGET: usize = BLOCK_LEN - 1;
+/// Targets up to this long lie in the inode.
+const SHORT_TARGET: usize = 59;
+/// One inode for this much free space, if not told otherwise.
+const FREE_BYTES_PER_INODE: u64 = 16 << 10;
+
+/// How a disk is to be made.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// Space for files to come, beside what the tree needs.
+    pub free: ByteLen,
+    /// Inodes for files to come; by default one for each 16 KiB of free space.
+    pub free_inodes: Option<u32>,
+    /// `SOURCE_DATE_EPOCH`: later modification times become this one, and the disk was made then.
+    /// Without, the disk was made in 1970.
+    pub epoch: Option<i64>,
+    /// The file system's name, at most 16 bytes of it.
+    pub label: String,
+    /// The file system's identity; by default a digest of its metadata.
+    pub uuid: Option<[u8; 16]>,
+}
+
+/// What a disk is made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Summary {
+    /// How large it is.
+    pub size: ByteLen,
+    /// Inodes in use, beyond the reserved ones.
+    pub entries: u64,
+    /// Bytes for which no file is needed.
+    pub metadata: ByteLen,
+    /// Space that nothing uses.
+    pub free: ByteLen,
+    /// Files of the host that it reads.
+    pub host_files: u64,
+}
+
+/// A disk, every byte of which is decided. It reads the host's files when their blocks are read; one
+/// that changed since the plan was made is an error there, never other bytes.
+///
+/// What cannot be noticed: a program that keeps writing through a shared mapping it wrote through
+/// before, until the kernel has written that page back.
+pub struct Plan {
+    pub(super) geometry: Geometry,
+    pub(super) usage: Usage,
+    pub(super) identity: Identity,
+    pub(super) descriptors: Vec<u8>,
+    /// Inodes from the first on, as far as they are in use.
+    pub(super) inodes: Vec<u8>,
+    /// Directories, tables, attributes and long links.
+    pub(super) metadata: Vec<u8>,
+    /// What blocks for files hold, ascending.
+    pub(super) segments: Vec<Segment>,
+    pub(super) contents: Vec<Arc<[u8]>>,
+    pub(super) host: HostFiles,
+    notes: Vec<String>,
+}
+
+impl fmt::Debug for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Plan").field("geometry", &self.geometry).finish_non_exhaustive()
+    }
+}
+
+impl Plan {
+    /// Plans a disk. Waits a few milliseconds if files have only just been written, so that a later
+    /// change can be told by their times.
+    pub fn new(mut tree: Tree, options: &Options) -> Result<Plan, Ext2Error> {
+        ensure_lost_and_found(&mut tree, options)?;
+        let numbered = Numbered::of(&tree)?;
+        let mut bodies = Bodies::of(&tree, &numbered)?;
+
+        let mut data = (bodies.metadata.len() / BLOCK_LEN) as u64;
+        for id in numbered.all() {
+            let runs = bodies.runs(&tree, id);
+            let tables = mapping::table_count(&runs);
+            let own = if matches!(bodies.origin(&tree, id), Some(Origin::Metadata { .. })) {
+                0
+            } else {
+                mapping::block_count(&runs)
+            };
+            data = data.checked_add(own + tables).ok_or(Ext2Error::TooLarge)?;
+        }
+        let free = options.free.get().div_ceil(BLOCK);
+        let free_inodes =
+            options.free_inodes.map_or(options.free.get() / FREE_BYTES_PER_INODE, u64::from);
+        let last_inode = u64::from(numbered.last());
+        let geometry = data
+            .checked_add(free)
+            .and_then(|blocks| Geometry::fitting(blocks, last_inode.checked_add(free_inodes)?))
+            .ok_or(Ext2Error::TooLarge)?;
+
+        let mut placement = Placement {
+            allocator: Allocator::new(geometry),
+            segments: Vec::new(),
+            metadata: std::mem::take(&mut bodies.metadata),
+        };
+        let attribute_blocks: Vec<u32> =
+            (0..bodies.attribute_blocks).map(|block| placement.place(block)).collect();
+        let mut inodes = vec![0; usize::try_from(last_inode * inode::LEN).unwrap_or(0)];
+        // What a reader looks at first lies together: all directories and links before all files.
+        for of_files in [false, true] {
+            for id in numbered.all() {
+                let node = tree.node(id);
+                if matches!(node.kind, Kind::File(_)) != of_files {
+                    continue;
+                }
+                let bytes =
+                    numbered.inode(&tree, id, &bodies, &mut placement, &attribute_blocks)?;
+                let at = (numbered.number(id) - 1) as usize * bytes.len();
+                inodes[at..at + bytes.len()].copy_from_slice(&bytes);
+            }
+        }
+
+        let usage = Usage { first_free_block: placement.allocator.next(), last_inode };
+        let descriptors =
+            superblock::descriptors(&geometry, &usage, &numbered.directories_in(&geometry));
+        let Placement { mut segments, metadata, .. } = placement;
+        segments.shrink_to_fit();
+        let identity = Identity {
+            uuid: options.uuid.unwrap_or_else(|| uuid(&geometry, &inodes, &metadata)),
+            label: label(&options.label),
+            time: low32(options.epoch.unwrap_or(0).clamp(0, i64::from(u32::MAX)).cast_unsigned()),
+            indexed: bodies.indexed,
+        };
+        let contents = bodies.contents;
+        let Tree { host, notes, .. } = tree;
+        host.settle();
+        Ok(Plan {
+            geometry,
+            usage,
+            identity,
+            descriptors,
+            inodes,
+            metadata,
+            segments,
+            contents,
+            host,
+            notes,
+        })
+    }
+
+    /// What a person may want to know.
+    pub fn notes(&self) -> &[String] {
+        &self.notes
+    }
+
+    /// What it is made of.
+    pub fn summary(&self) -> Summary {
+        let metadata = self.inodes.len() + self.metadata.len() + self.descriptors.len();
+        Summary {
+            size: ByteLen::new(self.geometry.blocks * BLOCK),
+            entries: self.usage.last_inode + 1 - u64::from(FIRST_INODE) + 1,
+            metadata: ByteLen::new(metadata as u64),
+            free: ByteLen::new(self.usage.free_blocks(&self.geometry) * BLOCK),
+            host_files: self.host.len() as u64,
+        }
+    }
+}
+
+/// Where checkers put what they find, and times no later than they may be.
+fn ensure_lost_and_found(tree: &mut Tree, options: &Options) -> Result<(), Ext2Error> {
+    const NAME: &[u8] = b"lost+found";
+    let made = Time { seconds: options.epoch.unwrap_or(0), nanos: 0 };
+    match tree.child(NodeId::ROOT, NAME) {
+        None => drop(tree.put(NodeId::ROOT, NAME, Node::directory(0o700, made))),
+        Some(there) if tree.node(there).children().is_some() => {}
+        Some(there) => {
+            let path = tree.path_of(there);
+            return Err(Ext2Error::Unstorable { path, why: "it must be a directory" });
+        }
+    }
+    if let Some(epoch) = options.epoch {
+        let latest = Time { seconds: epoch, nanos: 0 };
+        for node in &mut tree.nodes {
+            node.modified = node.modified.min(latest);
+        }
+    }
+    Ok(())
+}
+
+fn label(text: &str) -> [u8; 16] {
+    let mut label = [0; 16];
+    for (place, byte) in label.iter_mut().zip(text.bytes()) {
+        *place = byte;
+    }
+    label
+}
+
+/// A random-looking identity of the fourth kind that is the same for the same disk.
+fn uuid(geometry: &Geometry, inodes: &[u8], metadata: &[u8]) -> [u8; 16] {
+    let mut digest = blake3::Hasher::new();
+    digest.update(b"kiln ext2 identity");
+    digest.update(&geometry.blocks.to_le_bytes());
+    digest.update(inodes);
+    digest.update(metadata);
+    let mut uuid = [0; 16];
+    uuid.copy_from_slice(&digest.finalize().as_bytes()[..16]);
+    uuid[6] = uuid[6] & 0x0f | 0x40;
+    uuid[8] = uuid[8] & 0x3f | 0x80;
+    uuid
+}
+
+/// The nodes with their inode numbers: directory by directory, so that what is listed together lies
+/// together.
+struct Numbered {
+    numbers: Vec<u32>,
+    links: Vec<u32>,
+    /// The root, then the nodes from the first inode on.
+    order: Vec<NodeId>,
+    /// Each directory and the one it lies in.
+    folders: Vec<(NodeId, NodeId)>,
+}
+
+impl Numbered {
+    fn of(tree: &Tree) -> Result<Numbered, Ext2Error> {
+        let mut numbered = Numbered {
+            numbers: vec![0; tree.nodes.len()],
+            links: vec![0; tree.nodes.len()],
+            order: vec![NodeId::ROOT],
+            folders: Vec::new(),
+        };
+        numbered.numbers[NodeId::ROOT.index()] = 2;
+        numbered.links[NodeId::ROOT.index()] = 2;
+        if let Some(lost) = tree.child(NodeId::ROOT, b"lost+found") {
+            numbered.assign(lost);
+        }
+        let mut ahead = vec![(NodeId::ROOT, NodeId::ROOT)];
+        while let Some((id, parent)) = ahead.pop() {
+            numbered.folders.push((id, parent));
+            let first = ahead.len();
+            for (name, child) in tree.node(id).children().into_iter().flatten() {
+                if name.len() > LONGEST_NAME {
+                    let path = tree.path_of(id);
+                    return Err(Ext2Error::Unstorable { path, why: "a name in it is too long" });
+                }
+                if numbered.numbers[child.index()] == 0 {
+                    numbered.assign(*child);
+                }
+                if tree.node(*child).children().is_some() {
+                    numbered.links[child.index()] = 2;
+                    ahead.push((*child, id));
+                } else {
+                    numbered.links[child.index()] += 1;
+                }
+            }
+            numbered.links[id.index()] += count32(ahead.len() - first);
+            ahead[first..].reverse();
+        }
+        for id in numbered.all() {
+            if numbered.links[id.index()] > MOST_LINKS {
+                let why = "it has more than 65000 names or directories in it";
+                return Err(Ext2Error::Unstorable { path: tree.path_of(id), why });
+            }
+        }
+        Ok(numbered)
+    }
+
+    fn assign(&mut self, id: NodeId) {
+        self.numbers[id.index()] = FIRST_INODE - 1 + count32(self.order.len());
+        self.order.push(id);
+    }
+
+    fn number(&self, id: NodeId) -> u32 {
+        self.numbers[id.index()]
+    }
+
+    fn last(&self) -> u32 {
+        FIRST_INODE - 1 + count32(self.order.len() - 1)
+    }
+
+    fn all(&self) -> impl Iterator<Item = NodeId> {
+        self.order.iter().copied()
+    }
+
+    /// How many directories each group's inodes have.
+    fn directories_in(&self, geometry: &Geometry) -> Vec<u32> {
+        let mut counts = vec![0; usize::try_from(geometry.groups).unwrap_or(0)];
+        for (id, _) in &self.folders {
+            let group = (u64::from(self.number(*id)) - 1) / geometry.inodes_per_group;
+            counts[usize::try_from(group).unwrap_or(0)] += 1;
+        }
+        counts
+    }
+
+    /// Gives a node its blocks and makes its inode.
+    fn inode(
+        &self,
+        tree: &Tree,
+        id: NodeId,
+        bodies: &Bodies,
+        placement: &mut Placement,
+        attribute_blocks: &[u32],
+    ) -> Result<[u8; 256], Ext2Error> {
+        let node = tree.node(id);
+        let (kind, size) = match &node.kind {
+            Kind::Directory(_) => (0o040_000, bodies.folder_len(id)),
+            Kind::Symlink(target) => (0o120_000, target.len() as u64),
+            Kind::File(data) => (0o100_000, data.size()),
+            Kind::CharDevice(..) => (0o020_000, 0),
+            Kind::BlockDevice(..) => (0o060_000, 0),
+            Kind::Fifo => (0o010_000, 0),
+            Kind::Socket => (0o140_000, 0),
+        };
+        let mut block = [0; 60];
+        let mut blocks = 0;
+        match (&node.kind, bodies.origin(tree, id)) {
+            (_, Some(origin)) => {
+                let mapped: Mapped = placement.map(&bodies.runs(tree, id), origin);
+                blocks = mapped.blocks;
+                for (slot, pointer) in mapped.pointers.iter().enumerate() {
+                    put32(&mut block, slot * 4, *pointer);
+                }
+            }
+            (Kind::Symlink(target), None) => block[..target.len()].copy_from_slice(target),
+            (Kind::CharDevice(major, minor) | Kind::BlockDevice(major, minor), None) => {
+                block = inode::device(*major, *minor);
+            }
+            _ => {}
+        }
+        let attributes = bodies.attributes.get(&id);
+        let attribute_block = attributes
+            .and_then(|placed| placed.block)
+            .and_then(|at| attribute_blocks.get(super::encode::index(at)).copied());
+        blocks += u64::from(attribute_block.is_some());
+        let sectors = u32::try_from(blocks * (BLOCK / 512)).map_err(|_| Ext2Error::Unstorable {
+            path: tree.path_of(id),
+            why: "it takes 2 TiB or more",
+        })?;
+        let inode = Inode {
+            mode: kind | node.permissions,
+            uid: node.uid,
+            gid: node.gid,
+            size,
+            time: node.modified,
+            links: low16(self.links[id.index()]),
+            sectors,
+            flags: if bodies.is_indexed(id) { inode::INDEXED } else { 0 },
+            block,
+            attribute_block: attribute_block.unwrap_or(0),
+            attributes: attributes.and_then(|placed| placed.inline.as_ref()),
+        };
+        Ok(inode.bytes())
+    }
+}
+
+/// What nodes hold, before it has a place: blocks of attributes, directories and long links, all in
+/// one row, and the bytes that came with the tree.
+struct Bodies {
+    metadata: Vec<u8>,
+    /// So many of the first blocks are attributes.
+    attribute_blocks: u32,
+    attributes: HashMap<NodeId, Attributes>,
+    /// Directories and long links: the first block, and how many.
+    rows: HashMap<NodeId, Row>,
+    contents: Vec<Arc<[u8]>>,
+    content_of: HashMap<NodeId, u32>,
+    indexed: bool,
+}
+
+struct Attributes {
+    inline: Option<[u8; INLINE_LEN]>,
+    block: Option<u32>,
+}
+
+#[derive(Clone, Copy)]
+struct Row {
+    block: u32,
+    blocks: u32,
+    indexed: bool,
+}
+
+impl Bodies {
+    fn of(tree: &Tree, numbered: &Numbered) -> Result<Bodies, Ext2Error> {
+        let mut bodies = Bodies {
+            metadata: Vec::new(),
+            attribute_blocks: 0,
+            attributes: HashMap::new(),
+            rows: HashMap::new(),
+            contents: Vec::new(),
+            content_of: HashMap::new(),
+            indexed: false,
+        };
+        bodies.add_attributes(tree, numbered)?;
+        for (id, parent) in &numbered.folders {
+            bodies.add_folder(tree, numbered, *id, *parent);
+        }
+        for id in numbered.all() {
+            bodies.add_rest(tree, id)?;
+        }
+        Ok(bodies)
+    }
+
+    fn add_attributes(&mut self, tree: &Tree, numbered: &Numbered) -> Result<(), Ext2Error> {
+        let mut shared: HashMap<Vec<u8>, (u32, u32)> = HashMap::new();
+        for id in numbered.all() {
+            let mut xattrs = tree.node(id).xattrs.to_vec();
+            if xattrs.is_empty() {
+                continue;
+            }
+            let placed = xattr::place(&mut xattrs).ok_or_else(|| {
+                let why = "its extended attributes are larger than 4 KiB";
+                Ext2Error::Unstorable { path: tree.path_of(id), why }
+            })?;
+            let block = placed.block.map(|bytes| {
+                if let Some((block, sharers)) = shared.get_mut(&bytes)
+                    && *sharers < xattr::MOST_SHARERS
+                {
+                    *sharers += 1;
+                    let at = super::encode::index(*block) * BLOCK_LEN;
+                    xattr::set_sharers(&mut self.metadata[at..at + BLOCK_LEN], *sharers);
+                    return *block;
+                }
+                let block = self.attribute_blocks;
+                self.attribute_blocks += 1;
+                self.metadata.extend_from_slice(&bytes);
+                shared.insert(bytes, (block, 1));
+                block
+            });
+            self.attributes.insert(id, Attributes { inline: placed.inline, block });
+        }
+        Ok(())
+    }
+
+    fn add_folder(&mut self, tree: &Tree, numbered: &Numbered, id: NodeId, parent: NodeId) {
+        let names: Vec<Name<'_>> = tree
+            .node(id)
+            .children()
+            .into_iter()
+            .flatten()
+            .map(|(name, child)| Name {
+                name,
+                inode: numbered.number(*child),
+                kind: entry_type(&tree.node(*child).kind),
+            })
+            .collect();
+        let start = self.metadata.len();
+        let indexed = directory::append(
+            numbered.number(id),
+            numbered.number(parent),
+            &names,
+            &mut self.metadata,
+        );
+        self.indexed |= indexed;
+        self.add_row(id, start, indexed);
+    }
+
+    fn add_row(&mut self, id: NodeId, start: usize, indexed: bool) {
+        let block = count32(start / BLOCK_LEN);
+        let blocks = count32((self.metadata.len() - start) / BLOCK_LEN);
+        self.rows.insert(id, Row { block, blocks, indexed });
+    }
+
+    fn add_rest(&mut self, tree: &Tree, id: NodeId) -> Result<(), Ext2Error> {
+        let refuse = |why| Err(Ext2Error::Unstorable { path: tree.path_of(id), why });
+        match &tree.node(id).kind {
+            Kind::Symlink(target) if target.len() > LONGEST_TARGET => {
+                return refuse("the link's target is longer than 4095 bytes");
+            }
+            Kind::Symlink(target) if target.len() > SHORT_TARGET => {
+                let start = self.metadata.len();
+                self.metadata.extend_from_slice(target);
+                self.metadata.resize(start + BLOCK_LEN, 0);
+                self.add_row(id, start, false);
+            }
+            Kind::File(data) if data.size() > mapping::BLOCK_LIMIT * BLOCK => {
+                return refuse("it is larger than 4 TiB");
+            }
+            Kind::File(Data::Bytes(bytes)) => {
+                self.content_of.insert(id, count32(self.contents.len()));
+                self.contents.push(Arc::clone(bytes));
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn folder_len(&self, id: NodeId) -> u64 {
+        self.rows.get(&id).map_or(0, |row| u64::from(row.blocks) * BLOCK)
+    }
+
+    fn is_indexed(&self, id: NodeId) -> bool {
+        self.rows.get(&id).is_some_and(|row| row.indexed)
+    }
+
+    /// Where a node's blocks have their bytes from, if it has blocks.
+    fn origin(&self, tree: &Tree, id: NodeId) -> Option<Origin> {
+        match &tree.node(id).kind {
+            Kind::File(Data::Host { file, .. }) => Some(Origin::Host { file: *file, block: 0 }),
+            Kind::File(Data::Bytes(_)) => {
+                self.content_of.get(&id).map(|at| Origin::Bytes { content: *at, block: 0 })
+            }
+            _ => self.rows.get(&id).map(|row| Origin::Metadata { block: row.block }),
+        }
+    }
+
+    /// Which of a node's blocks are not holes.
+    fn runs(&self, tree: &Tree, id: NodeId) -> Vec<Run> {
+        match &tree.node(id).kind {
+            Kind::File(Data::Host { runs: Some(runs), .. }) => runs.to_vec(),
+            Kind::File(data) => mapping::dense(data.size().div_ceil(BLOCK)),
+            _ => self.rows.get(&id).map_or_else(Vec::new, |row| mapping::dense(row.blocks.into())),
+        }
+    }
+}
+
+impl Data {
+    fn size(&self) -> u64 {
+        match self {
+            Data::Bytes(bytes) => bytes.len() as u64,
+            Data::Host { size, .. } => *size,
+        }
+    }
+}
+
+/// What an entry says that its inode is.
+fn entry_type(kind: &Kind) -> u8 {
+    match kind {
+        Kind::File(_) => 1,
+        Kind::Directory(_) => directory::DIRECTORY,
+        Kind::CharDevice(..) => 3,
+        Kind::BlockDevice(..) => 4,
+        Kind::Fifo => 5,
+        Kind::Socket => 6,
+        Kind::Symlink(_) => 7,
+    }
+}

@@ -1,0 +1,324 @@
+//! From the host's directories and from inventories to a [`Tree`].
+
+use std::ffi::OsStr;
+use std::fs::{self, Metadata};
+use std::io;
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{Access, SeekFrom};
+use rustix::io::Errno;
+
+use super::encode::{low16, low32};
+use super::error::Ext2Error;
+use super::host_files::{is_gone, open_plainly, wait_out};
+use super::mapping::Run;
+use super::tree::{Data, Kind, Node, NodeId, Time, Tree};
+use super::xattr::Xattr;
+use super::{BLOCK, mapping};
+use crate::closure::host;
+use crate::inventory::{Content, Entry, GuestPath, Inventory, Node as InventoryNode, Stamp};
+
+const SOCKET: u32 = 0o140_000;
+/// The kernel gives out no longer lists of names, nor values.
+const LONGEST_XATTR: usize = 65536;
+
+impl Tree {
+    /// Adds everything below a directory of the host, with owners, times, links, holes and extended
+    /// attributes, and gives the root its attributes. What lies on another file system stays out; the
+    /// directory it is mounted on comes empty.
+    pub fn add_directory(&mut self, path: &Path) -> Result<(), Ext2Error> {
+        let meta = fs::metadata(path).map_err(failed("look at", path))?;
+        if !meta.is_dir() {
+            return Err(Ext2Error::NotADirectory { path: path.to_owned() });
+        }
+        // The source itself may be a link; nothing below it is followed.
+        let path = fs::canonicalize(path).map_err(failed("look at", path))?;
+        let mut xattrs = XattrReader::new();
+        let found = xattrs.read(&path, &mut self.notes)?;
+        let kind = std::mem::replace(&mut self.nodes[NodeId::ROOT.index()].kind, Kind::Fifo);
+        self.nodes[NodeId::ROOT.index()] = attributes(&meta, found, kind);
+        let device = meta.dev();
+        let mut ahead = vec![(path, NodeId::ROOT)];
+        while let Some((path, folder)) = ahead.pop() {
+            self.scan(&path, folder, device, &mut xattrs, &mut ahead)?;
+        }
+        Ok(())
+    }
+
+    /// Adds the entries of one directory; directories among them are left for later.
+    fn scan(
+        &mut self,
+        path: &Path,
+        folder: NodeId,
+        device: u64,
+        xattrs: &mut XattrReader,
+        ahead: &mut Vec<(PathBuf, NodeId)>,
+    ) -> Result<(), Ext2Error> {
+        let mut entries = fs::read_dir(path)
+            .and_then(Iterator::collect::<io::Result<Vec<_>>>)
+            .map_err(failed("list", path))?;
+        entries.sort_by_key(fs::DirEntry::file_name);
+        let mut number = None;
+        for entry in entries {
+            let (path, name) = (entry.path(), entry.file_name());
+            let name = name.as_bytes();
+            let mut meta = entry.metadata().map_err(failed("look at", &path))?;
+            if meta.is_file() && !self.is_known(&meta) && may_have_holes(&meta) {
+                let nanos = u32::try_from(meta.ctime_nsec()).unwrap_or(0);
+                let since = u64::try_from(meta.ctime()).unwrap_or(0);
+                wait_out(std::time::UNIX_EPOCH + std::time::Duration::new(since, nanos));
+                meta = entry.metadata().map_err(failed("look at", &path))?;
+            }
+            if let Some(id) = self.known(&meta) {
+                self.link(folder, name, id);
+                continue;
+            }
+            let kind = match meta.mode() & host::TYPE {
+                host::DIRECTORY => Kind::Directory(std::collections::BTreeMap::new()),
+                host::SYMLINK => {
+                    let target = fs::read_link(&path).map_err(failed("read", &path))?;
+                    Kind::Symlink(target.as_os_str().as_bytes().into())
+                }
+                host::CHAR_DEVICE => {
+                    Kind::CharDevice(rustix::fs::major(meta.rdev()), rustix::fs::minor(meta.rdev()))
+                }
+                host::BLOCK_DEVICE => Kind::BlockDevice(
+                    rustix::fs::major(meta.rdev()),
+                    rustix::fs::minor(meta.rdev()),
+                ),
+                host::FIFO => Kind::Fifo,
+                SOCKET => Kind::Socket,
+                _ => {
+                    let folder = *number.get_or_insert_with(|| {
+                        let parent = path.parent().unwrap_or(Path::new("/"));
+                        self.host.folder(parent)
+                    });
+                    check_readable(&path)?;
+                    let runs = if may_have_holes(&meta) { Some(runs(&path, &meta)?) } else { None };
+                    let file = self.host.add(folder, name, Stamp::of(&meta));
+                    Kind::File(Data::Host { file, size: meta.len(), runs })
+                }
+            };
+            let is_directory = meta.is_dir();
+            let found = xattrs.read(&path, &mut self.notes)?;
+            let id = self.put(folder, name, attributes(&meta, found, kind));
+            if is_directory && meta.dev() == device {
+                ahead.push((path, id));
+            } else if !is_directory && meta.nlink() > 1 {
+                self.linked.insert(identity(&meta), id);
+            }
+        }
+        Ok(())
+    }
+
+    /// Adds the entries of an inventory. They are root's, were modified at `modified`, and have no
+    /// extended attributes but the capabilities of the host's files.
+    pub fn add_inventory(
+        &mut self,
+        inventory: &Inventory,
+        modified: Time,
+    ) -> Result<(), Ext2Error> {
+        let mut xattrs = XattrReader::new();
+        let mut numbers = std::collections::HashMap::new();
+        for (path, entry) in inventory.entries() {
+            let folder = self.folder_of(path, modified)?;
+            let name = path.name();
+            let kind = match &entry.node {
+                InventoryNode::Directory => Kind::Directory(std::collections::BTreeMap::new()),
+                InventoryNode::Symlink(target) => Kind::Symlink(target.as_slice().into()),
+                InventoryNode::CharDevice { major, minor } => Kind::CharDevice(*major, *minor),
+                InventoryNode::BlockDevice { major, minor } => Kind::BlockDevice(*major, *minor),
+                InventoryNode::Fifo => Kind::Fifo,
+                InventoryNode::File(Content::Bytes(bytes)) => {
+                    Kind::File(Data::Bytes(bytes.clone()))
+                }
+                InventoryNode::File(Content::Host { path: source, stamp }) => {
+                    let shared = (stamp.device, stamp.inode, entry.permissions);
+                    if let Some(id) = self.linked.get(&shared).copied() {
+                        self.link(folder, name, id);
+                        continue;
+                    }
+                    check_readable(source)?;
+                    let parent = source.parent().unwrap_or(Path::new("/"));
+                    let number = *numbers
+                        .entry(parent.to_owned())
+                        .or_insert_with(|| self.host.folder(parent));
+                    let source_name = source.file_name().unwrap_or_default().as_bytes();
+                    let file = self.host.add(number, source_name, *stamp);
+                    Kind::File(Data::Host { file, size: stamp.size, runs: None })
+                }
+            };
+            let found = match &entry.node {
+                InventoryNode::File(Content::Host { path, .. }) => xattrs.capability(path)?,
+                _ => None,
+            };
+            if path.as_bytes() == b"/" {
+                self.nodes[NodeId::ROOT.index()].permissions = low16(entry.permissions);
+                self.nodes[NodeId::ROOT.index()].modified = modified;
+                continue;
+            }
+            let node = Node {
+                permissions: low16(entry.permissions & 0o7777),
+                xattrs: found.into_iter().collect(),
+                kind,
+                ..Node::directory(0, modified)
+            };
+            let id = self.put(folder, name, node);
+            if let Entry { node: InventoryNode::File(Content::Host { stamp, .. }), .. } = entry {
+                self.linked.insert((stamp.device, stamp.inode, entry.permissions), id);
+            }
+        }
+        Ok(())
+    }
+
+    /// The directory that a path lies in, made if it is not there.
+    fn folder_of(&mut self, path: &GuestPath, modified: Time) -> Result<NodeId, Ext2Error> {
+        let parent = path.parent().unwrap_or_else(GuestPath::root);
+        let mut at = NodeId::ROOT;
+        for name in parent.as_bytes().split(|&byte| byte == b'/').filter(|name| !name.is_empty()) {
+            at = match self.child(at, name) {
+                Some(child) if self.node(child).children().is_some() => child,
+                Some(_) => {
+                    return Err(Ext2Error::NotADirectory { path: parent.as_path().to_owned() });
+                }
+                None => self.put(at, name, Node::directory(0o755, modified)),
+            };
+        }
+        Ok(at)
+    }
+
+    fn is_known(&self, meta: &Metadata) -> bool {
+        self.known(meta).is_some()
+    }
+
+    /// The node of a file that has another name in the tree already.
+    fn known(&self, meta: &Metadata) -> Option<NodeId> {
+        if meta.is_dir() || meta.nlink() < 2 {
+            return None;
+        }
+        self.linked.get(&identity(meta)).copied()
+    }
+}
+
+/// What files with the same are one file. Permissions are part of it because an inventory may give
+/// one file of the host to the guest with several.
+fn identity(meta: &Metadata) -> (u64, u64, u32) {
+    (meta.dev(), meta.ino(), meta.mode())
+}
+
+fn attributes(meta: &Metadata, xattrs: Box<[Xattr]>, kind: Kind) -> Node {
+    Node {
+        permissions: low16(meta.mode() & 0o7777),
+        uid: meta.uid(),
+        gid: meta.gid(),
+        modified: Time {
+            seconds: meta.mtime(),
+            nanos: u32::try_from(meta.mtime_nsec()).unwrap_or(0),
+        },
+        xattrs,
+        kind,
+    }
+}
+
+/// Says early what would fail late, when a machine already runs from the disk.
+fn check_readable(path: &Path) -> Result<(), Ext2Error> {
+    rustix::fs::access(path, Access::READ_OK).map_err(|errno| failed("read", path)(errno.into()))
+}
+
+/// Whether a file takes less space than it has bytes.
+fn may_have_holes(meta: &Metadata) -> bool {
+    meta.len() > BLOCK && meta.blocks().saturating_mul(512) < meta.len()
+}
+
+/// What of a file is not a hole, in whole blocks.
+fn runs(path: &Path, meta: &Metadata) -> Result<Box<[Run]>, Ext2Error> {
+    let file = open_plainly(path).map_err(failed("read", path))?;
+    let end = meta.len();
+    let mut runs: Vec<Run> = Vec::new();
+    let mut at = 0;
+    while at < end {
+        let data = match rustix::fs::seek(&file, SeekFrom::Data(at)) {
+            Ok(data) => data,
+            Err(Errno::NXIO) => break,
+            // A file system that knows no holes.
+            Err(_) if at == 0 => return Ok(mapping::dense(end.div_ceil(BLOCK)).into()),
+            Err(errno) => return Err(failed("read", path)(errno.into())),
+        };
+        let hole = rustix::fs::seek(&file, SeekFrom::Hole(data))
+            .map_err(|errno| failed("read", path)(errno.into()))?
+            .clamp(data + 1, end.max(data + 1));
+        let (first, last) = (data / BLOCK, (hole - 1) / BLOCK);
+        match runs.last_mut() {
+            Some(run) if u64::from(run.start) + u64::from(run.blocks) >= first => {
+                run.blocks = low32(last + 1) - run.start;
+            }
+            _ if last >= mapping::BLOCK_LIMIT => break,
+            _ => runs.push(Run { start: low32(first), blocks: low32(last + 1 - first) }),
+        }
+        at = hole;
+    }
+    Ok(runs.into())
+}
+
+fn failed(act: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Ext2Error {
+    move |source| {
+        if is_gone(&source) && act != "look at" {
+            return Ext2Error::Changed { path: path.to_owned() };
+        }
+        Ext2Error::Host { act, path: path.to_owned(), source }
+    }
+}
+
+/// Reads extended attributes into buffers of its own.
+struct XattrReader {
+    names: Vec<u8>,
+    value: Vec<u8>,
+}
+
+impl XattrReader {
+    fn new() -> XattrReader {
+        XattrReader { names: vec![0; LONGEST_XATTR], value: vec![0; LONGEST_XATTR] }
+    }
+
+    fn read(&mut self, path: &Path, notes: &mut Vec<String>) -> Result<Box<[Xattr]>, Ext2Error> {
+        let count = match rustix::fs::llistxattr(path, self.names.as_mut_slice()) {
+            Ok(0) | Err(Errno::OPNOTSUPP) => return Ok(Box::default()),
+            Ok(count) => count,
+            Err(errno) => return Err(failed("read the attributes of", path)(errno.into())),
+        };
+        let mut found = Vec::new();
+        for name in self.names[..count].split(|&byte| byte == 0).filter(|name| !name.is_empty()) {
+            let Some(value) = value(path, name, &mut self.value)? else { continue };
+            match Xattr::from_host(name, value) {
+                Some(xattr) => found.push(xattr),
+                None => notes.push(format!(
+                    "{} has the attribute {}, which ext2 cannot hold",
+                    path.display(),
+                    name.escape_ascii()
+                )),
+            }
+        }
+        Ok(found.into())
+    }
+
+    /// What a program may do beyond its user.
+    fn capability(&mut self, path: &Path) -> Result<Option<Xattr>, Ext2Error> {
+        const NAME: &[u8] = b"security.capability";
+        Ok(value(path, NAME, &mut self.value)?.and_then(|value| Xattr::from_host(NAME, value)))
+    }
+}
+
+fn value<'b>(
+    path: &Path,
+    name: &[u8],
+    buffer: &'b mut [u8],
+) -> Result<Option<&'b [u8]>, Ext2Error> {
+    match rustix::fs::lgetxattr(path, OsStr::from_bytes(name), &mut *buffer) {
+        Ok(count) => Ok(Some(&buffer[..count])),
+        // Removed since, or never there.
+        Err(Errno::NODATA | Errno::OPNOTSUPP) => Ok(None),
+        Err(errno) => Err(failed("read the attributes of", path)(errno.into())),
+    }
+}

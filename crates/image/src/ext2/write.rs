@@ -1,0 +1,148 @@
+//! A [`Plan`] into a file: one pass, ascending.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt as _;
+
+use kiln_block::ByteLen;
+use rustix::io::Errno;
+
+use super::error::Ext2Error;
+use super::plan::Plan;
+use super::source::Piece;
+use super::{BLOCK, BLOCK_LEN};
+
+/// How much is gathered before it is written.
+const BUFFER: usize = 256 << 10;
+/// Stretches of a file from this long on are copied by the kernel, which shares their extents where
+/// the file system can; shorter ones cost less together with their neighbours.
+const KERNEL_COPIES: u64 = 128 << 10;
+
+/// What was written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Written {
+    /// The image's length.
+    pub size: ByteLen,
+    /// How much of that is not a hole.
+    pub data: ByteLen,
+}
+
+impl Plan {
+    /// Writes the disk into an empty regular file, leaving holes where there is nothing. A file of the
+    /// host that changed since the plan was made is an error; what was written until then is no disk.
+    pub fn write(&self, out: &File) -> Result<Written, Ext2Error> {
+        let size = self.geometry.blocks * BLOCK;
+        out.set_len(size).map_err(|source| Ext2Error::Write { at: 0, source })?;
+        let mut pen = Pen { out, buffer: Vec::with_capacity(BUFFER), at: 0, data: 0 };
+        let mut block = 0;
+        while block < self.geometry.blocks {
+            let (piece, blocks) = self.piece(block);
+            let (at, len) = (block * BLOCK, blocks * BLOCK);
+            match piece {
+                Piece::Hole => {}
+                Piece::Bytes(bytes) => {
+                    let count = bytes.len().min(usize::try_from(len).unwrap_or(usize::MAX));
+                    pen.bytes(at, &bytes[..count])?;
+                }
+                Piece::Host { file, at: from } if len >= KERNEL_COPIES => {
+                    let open = self.host.open(file)?;
+                    // The last block's rest is zeros, which is what the hole after the copy reads as.
+                    pen.flush()?;
+                    pen.copy(&open, from, at, len)?;
+                    self.host.check(file, &open)?;
+                }
+                Piece::Host { file, at: from } => {
+                    let room = pen.room(at, usize::try_from(len).unwrap_or(0))?;
+                    self.host.read(file, from, room)?;
+                }
+            }
+            block += blocks;
+        }
+        pen.flush()?;
+        Ok(Written { size: ByteLen::new(size), data: ByteLen::new(pen.data) })
+    }
+}
+
+/// Gathers adjacent bytes.
+struct Pen<'o> {
+    out: &'o File,
+    buffer: Vec<u8>,
+    /// Where the buffer begins.
+    at: u64,
+    data: u64,
+}
+
+impl Pen<'_> {
+    /// Room for bytes at a place, which is not before the last one.
+    fn room(&mut self, at: u64, len: usize) -> Result<&mut [u8], Ext2Error> {
+        if self.at + self.buffer.len() as u64 != at || self.buffer.len() + len > BUFFER {
+            self.flush()?;
+            self.at = at;
+        }
+        let start = self.buffer.len();
+        self.buffer.resize(start + len, 0);
+        Ok(&mut self.buffer[start..])
+    }
+
+    /// Bytes, and zeros to the end of their last block.
+    fn bytes(&mut self, at: u64, bytes: &[u8]) -> Result<(), Ext2Error> {
+        for (chunk, at) in bytes.chunks(BUFFER).zip((at..).step_by(BUFFER)) {
+            let room = self.room(at, chunk.len().next_multiple_of(BLOCK_LEN))?;
+            room[..chunk.len()].copy_from_slice(chunk);
+        }
+        Ok(())
+    }
+
+    fn flush(&mut self) -> Result<(), Ext2Error> {
+        self.out
+            .write_all_at(&self.buffer, self.at)
+            .map_err(|source| Ext2Error::Write { at: self.at, source })?;
+        self.data += self.buffer.len() as u64;
+        self.at += self.buffer.len() as u64;
+        self.buffer.clear();
+        Ok(())
+    }
+
+    /// Lets the kernel copy, up to the end of the file; by hand where it cannot.
+    fn copy(&mut self, from: &File, mut read: u64, at: u64, len: u64) -> Result<(), Ext2Error> {
+        let failed = |at: u64, source: io::Error| Ext2Error::Write { at, source };
+        let mut write = at;
+        let end = at + len;
+        while write < end {
+            let chunk = usize::try_from((end - write).min(1 << 30)).unwrap_or(1 << 30);
+            match rustix::fs::copy_file_range(
+                from,
+                Some(&mut read),
+                self.out,
+                Some(&mut write),
+                chunk,
+            ) {
+                // The end, or a file system that answers so for files that do have content.
+                Ok(0) => break,
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(Errno::XDEV | Errno::INVAL | Errno::OPNOTSUPP | Errno::NOSYS | Errno::PERM) => {
+                    break;
+                }
+                Err(errno) => return Err(failed(write, errno.into())),
+            }
+        }
+        let mut buffer = Vec::new();
+        while write < end {
+            buffer.resize(BUFFER.min(usize::try_from(end - write).unwrap_or(BUFFER)), 0);
+            match from.read_at(&mut buffer, read) {
+                // The end; that it is where it was is checked afterwards.
+                Ok(0) => break,
+                Ok(count) => {
+                    self.out
+                        .write_all_at(&buffer[..count], write)
+                        .map_err(|source| failed(write, source))?;
+                    (read, write) = (read + count as u64, write + count as u64);
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(source) => return Err(failed(write, source)),
+            }
+        }
+        self.data += len;
+        Ok(())
+    }
+}
