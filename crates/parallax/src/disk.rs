@@ -1,0 +1,549 @@
+//! [`Disk`]: an open disk or snapshot, as every frontend sees it.
+//!
+//! Data is never overwritten: a write goes to fresh blocks, and only then the map changes, with the leaf locked
+//! for as long as that takes. A read looks at the leaf, reads with no lock held, and believes the
+//! bytes only if their checksum is the map's; where it is not, the block may have been replaced while it was
+//! read, so the map is looked at once more.
+
+use std::io::{IoSlice, IoSliceMut};
+use std::ops::Range;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
+
+use kiln_block::{
+    BlockDevice, ByteLen, ByteOffset, DeviceError, Extent, ExtentKind, buffers_len, check_range,
+};
+
+use crate::PoolError;
+use crate::core::Core;
+use crate::format::{BLOCK, BLOCK_LEN, index};
+use crate::head::Head;
+use crate::node::{Entry, FANOUT, Kind, Node};
+use crate::space::Run;
+
+/// Blocks a disk takes ahead of its writes: 1 MiB.
+const LEASE: u64 = 256;
+
+/// An open disk, or an open snapshot, which can only be read.
+#[derive(Debug)]
+pub struct Disk {
+    pub(crate) core: Arc<Core>,
+    pub(crate) head: Arc<Head>,
+}
+
+/// What happens to a run of blocks within one leaf.
+#[derive(Clone, Copy)]
+pub(crate) enum Apply<'a> {
+    /// They are now at these blocks in a row.
+    Map {
+        block: u64,
+        crcs: &'a [u32],
+    },
+    /// The same, unless the only block is no longer what it was.
+    Replace {
+        block: u64,
+        crcs: &'a [u32],
+        was: Entry,
+    },
+    Clear {
+        count: u64,
+    },
+}
+
+/// Bytes of a range of a row of buffers.
+fn slices_mut<'a>(buffers: &'a mut [IoSliceMut<'_>], range: Range<usize>) -> Vec<IoSliceMut<'a>> {
+    let mut start = 0;
+    let mut found = Vec::new();
+    for buffer in buffers {
+        let len = buffer.len();
+        let (from, to) = (range.start.max(start), range.end.min(start + len));
+        if from < to {
+            found.push(IoSliceMut::new(&mut buffer[from - start..to - start]));
+        }
+        start += len;
+    }
+    found
+}
+
+fn slices<'a>(buffers: &'a [IoSlice<'_>], range: Range<usize>) -> Vec<IoSlice<'a>> {
+    let mut start = 0;
+    let mut found = Vec::new();
+    for buffer in buffers {
+        let (from, to) = (range.start.max(start), range.end.min(start + buffer.len()));
+        if from < to {
+            found.push(IoSlice::new(&buffer[from - start..to - start]));
+        }
+        start += buffer.len();
+    }
+    found
+}
+
+/// A run of a disk that lies in the pool in a row, or nowhere.
+struct Stored {
+    /// `None`: a hole.
+    block: Option<u64>,
+    count: usize,
+}
+
+impl Disk {
+    /// What the pool knows about the first blocks of `lba..`, at most `most`, and their checksums.
+    fn look_up(&self, lba: u64, most: usize, crcs: &mut [u32; 256]) -> Result<Stored, PoolError> {
+        let leaf = self.core.leaf(&self.head, lba / FANOUT)?;
+        let guard = leaf.node.read().unwrap_or_else(PoisonError::into_inner);
+        let first = index(lba % FANOUT);
+        let Some(node) = guard.as_ref() else { return Ok(Stored { block: None, count: most }) };
+        let most = most.min(256 - first);
+        let start = node.get(first);
+        let mut count = 0;
+        while count < most {
+            let entry = node.get(first + count);
+            let follows = entry.kind == start.kind
+                && (start.is_hole() || entry.block == start.block + count as u64);
+            if !follows {
+                break;
+            }
+            crcs[count] = entry.crc;
+            count += 1;
+        }
+        Ok(Stored { block: (start.kind == Kind::Data).then_some(start.block), count })
+    }
+
+    /// Whole blocks; `buffers` are whole blocks each.
+    fn read_blocks(
+        &self,
+        mut lba: u64,
+        count: usize,
+        buffers: &mut [IoSliceMut<'_>],
+    ) -> Result<(), DeviceError> {
+        let mut crcs = [0; 256];
+        let mut done = 0;
+        while done < count {
+            let at = ByteOffset::new(lba * BLOCK_LEN);
+            let stored = self.look_up(lba, count - done, &mut crcs).map_err(|e| e.on_disk(at))?;
+            let bytes = done * BLOCK..(done + stored.count) * BLOCK;
+            // One buffer is what a frontend nearly always has.
+            if let [buffer] = &mut *buffers {
+                let mut slices = [IoSliceMut::new(&mut buffer[bytes])];
+                self.read_run(lba, &stored, &crcs, &mut slices)?;
+            } else {
+                self.read_run(lba, &stored, &crcs, &mut slices_mut(buffers, bytes))?;
+            }
+            done += stored.count;
+            lba += stored.count as u64;
+        }
+        Ok(())
+    }
+
+    fn read_run(
+        &self,
+        lba: u64,
+        stored: &Stored,
+        crcs: &[u32; 256],
+        slices: &mut [IoSliceMut<'_>],
+    ) -> Result<(), DeviceError> {
+        let Some(block) = stored.block else {
+            slices.iter_mut().for_each(|slice| slice.fill(0));
+            return Ok(());
+        };
+        let end = block + stored.count as u64 - 1;
+        if self.core.space.holds(block) && self.core.space.holds(end) {
+            let at = ByteOffset::new(block * BLOCK_LEN);
+            self.core.device.read_vectored_at(at, slices)?;
+        }
+        let chunks = slices.iter_mut().flat_map(|slice| slice.chunks_exact_mut(BLOCK));
+        for ((chunk, crc), lba) in chunks.zip(crcs).zip(lba..) {
+            if self.core.sums.data(lba, chunk) != *crc {
+                self.read_again(lba, chunk)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The bytes were not what the map said. Unless it says something else by now, they are damaged.
+    fn read_again(&self, lba: u64, chunk: &mut [u8]) -> Result<(), DeviceError> {
+        let place = ByteOffset::new(lba * BLOCK_LEN);
+        let mut crcs = [0; 256];
+        let mut before = None;
+        loop {
+            let stored = self.look_up(lba, 1, &mut crcs).map_err(|error| error.on_disk(place))?;
+            let Some(block) = stored.block else {
+                chunk.fill(0);
+                return Ok(());
+            };
+            if before == Some((block, crcs[0])) {
+                let found = format!(
+                    "disk {:?}, block {lba} (block {block} of the pool) does not have the checksum {:08x}",
+                    self.head.name(),
+                    crcs[0]
+                );
+                return Err(DeviceError::Damaged { at: place, found });
+            }
+            before = Some((block, crcs[0]));
+            if self.core.space.holds(block) {
+                self.core.device.read_at(ByteOffset::new(block * BLOCK_LEN), chunk)?;
+                if self.core.sums.data(lba, chunk) == crcs[0] {
+                    return Ok(());
+                }
+            }
+        }
+    }
+
+    fn refuse_writes(&self) -> Result<(), DeviceError> {
+        if self.head.read_only {
+            return Err(DeviceError::ReadOnly);
+        }
+        self.core.refuse_if_poisoned().map_err(|error| error.on_disk(ByteOffset::ZERO))
+    }
+
+    /// Fresh blocks for a write, at most `want`.
+    fn fresh_blocks(&self, want: u64) -> Result<Run, PoolError> {
+        for attempt in 0..2 {
+            let mut lease = self.head.lease.lock().unwrap_or_else(PoisonError::into_inner);
+            if lease.len == 0
+                && let Some(run) = self.core.space.take(LEASE.max(want))
+            {
+                *lease = run;
+            }
+            if lease.len > 0 {
+                let run = Run { start: lease.start, len: lease.len.min(want) };
+                lease.start += run.len;
+                lease.len -= run.len;
+                return Ok(run);
+            }
+            drop(lease);
+            if attempt == 0 {
+                self.core.scrape()?;
+            }
+        }
+        Err(PoolError::NoSpace)
+    }
+
+    /// Whole blocks; `buffers` are whole blocks each.
+    fn write_blocks(
+        &self,
+        mut lba: u64,
+        count: usize,
+        buffers: &[IoSlice<'_>],
+    ) -> Result<(), DeviceError> {
+        let mut done = 0;
+        while done < count {
+            let at = ByteOffset::new(lba * BLOCK_LEN);
+            let within = index(FANOUT - lba % FANOUT).min(count - done);
+            self.core.make_room().map_err(|error| error.on_disk(at))?;
+            let run = self.fresh_blocks(within as u64).map_err(|error| error.on_disk(at))?;
+            let bytes = done * BLOCK..(done + index(run.len)) * BLOCK;
+            let mut crcs = [0; 256];
+            let written = if let [buffer] = buffers {
+                self.write_run(lba, run, &[IoSlice::new(&buffer[bytes])], &mut crcs)
+            } else {
+                self.write_run(lba, run, &slices(buffers, bytes), &mut crcs)
+            };
+            let crcs = &crcs[..index(run.len)];
+            let applied = written.and_then(|()| {
+                let change = Apply::Map { block: run.start, crcs };
+                self.core.apply(&self.head, lba, change).map_err(|error| error.on_disk(at))
+            });
+            if applied.is_err() {
+                self.core.space.give_back(run);
+            }
+            applied?;
+            done += index(run.len);
+            lba += run.len;
+        }
+        Ok(())
+    }
+
+    fn write_run(
+        &self,
+        lba: u64,
+        run: Run,
+        slices: &[IoSlice<'_>],
+        crcs: &mut [u32; 256],
+    ) -> Result<(), DeviceError> {
+        let chunks = slices.iter().flat_map(|slice| slice.chunks_exact(BLOCK));
+        for ((chunk, crc), lba) in chunks.zip(crcs).zip(lba..) {
+            *crc = self.core.sums.data(lba, chunk);
+        }
+        self.core.device.write_vectored_at(ByteOffset::new(run.start * BLOCK_LEN), slices)
+    }
+
+    /// Part of a block: the rest keeps what it is, whoever else writes to the block meanwhile.
+    fn write_part(&self, at: u64, bytes: &[u8]) -> Result<(), DeviceError> {
+        let (lba, within) = (at / BLOCK_LEN, index(at % BLOCK_LEN));
+        let place = ByteOffset::new(at);
+        let fail = |error: PoolError| error.on_disk(place);
+        self.core.make_room().map_err(fail)?;
+        let run = self.fresh_blocks(1).map_err(fail)?;
+        let mut whole = vec![0; BLOCK];
+        loop {
+            let was = self.core.entry(&self.head, lba).map_err(fail)?;
+            let attempt = self.read_blocks(lba, 1, &mut [IoSliceMut::new(&mut whole)]);
+            let attempt = attempt.and_then(|()| {
+                whole[within..within + bytes.len()].copy_from_slice(bytes);
+                let mut crcs = [0; 256];
+                self.write_run(lba, run, &[IoSlice::new(&whole)], &mut crcs)?;
+                let change = Apply::Replace { block: run.start, crcs: &crcs[..1], was };
+                self.core.try_apply(&self.head, lba, change).map_err(fail)
+            });
+            match attempt {
+                Ok(true) => return Ok(()),
+                Ok(false) => {}
+                Err(error) => {
+                    self.core.space.give_back(run);
+                    return Err(error);
+                }
+            }
+        }
+    }
+
+    /// Makes whole blocks read as zeros.
+    pub(crate) fn clear_blocks(&self, blocks: Range<u64>) -> Result<(), PoolError> {
+        let mut lba = blocks.start;
+        while lba < blocks.end {
+            let Some(leaf) = self.core.next_leaf(&self.head, lba / FANOUT)? else { break };
+            lba = lba.max(leaf * FANOUT);
+            if lba >= blocks.end {
+                break;
+            }
+            let count = (FANOUT - lba % FANOUT).min(blocks.end - lba);
+            self.core.make_room()?;
+            self.core.apply(&self.head, lba, Apply::Clear { count })?;
+            lba += count;
+        }
+        Ok(())
+    }
+
+    fn clear(&self, at: ByteOffset, len: ByteLen, exact: bool) -> Result<(), DeviceError> {
+        check_range(self.size(), at, len)?;
+        self.refuse_writes()?;
+        let (start, end) = (at.get(), at.get() + len.get());
+        let (first, last) = (start.div_ceil(BLOCK_LEN), end / BLOCK_LEN);
+        if first < last {
+            self.clear_blocks(first..last).map_err(|error| error.on_disk(at))?;
+        }
+        if exact && first * BLOCK_LEN > start {
+            let part = index((first * BLOCK_LEN).min(end) - start);
+            self.write_part(start, &[0; BLOCK][..part])?;
+        }
+        if exact && last >= first && last * BLOCK_LEN < end {
+            self.write_part(last * BLOCK_LEN, &[0; BLOCK][..index(end - last * BLOCK_LEN)])?;
+        }
+        Ok(())
+    }
+}
+
+impl Core {
+    /// What a disk's map says about a block.
+    pub(crate) fn entry(&self, head: &Head, lba: u64) -> Result<Entry, PoolError> {
+        let leaf = self.leaf(head, lba / FANOUT)?;
+        let guard = leaf.node.read().unwrap_or_else(PoisonError::into_inner);
+        Ok(guard.as_ref().map_or(Entry::HOLE, |node| node.get(index(lba % FANOUT))))
+    }
+
+    pub(crate) fn apply(&self, head: &Head, lba: u64, change: Apply<'_>) -> Result<(), PoolError> {
+        self.try_apply(head, lba, change).map(|_| ())
+    }
+
+    /// Changes the map of a disk, within one leaf; false if the block is not what it was.
+    fn try_apply(&self, head: &Head, lba: u64, change: Apply<'_>) -> Result<bool, PoolError> {
+        let _gate = self.enter();
+        let number = lba / FANOUT;
+        let leaf = self.leaf(head, number)?;
+        let place = head.place();
+        let birth = self.epoch.load(Ordering::Acquire);
+        let count = match change {
+            Apply::Map { crcs, .. } | Apply::Replace { crcs, .. } => crcs.len() as u64,
+            Apply::Clear { count } => count,
+        };
+        let mut guard = leaf.node.write().unwrap_or_else(PoisonError::into_inner);
+        let node = guard.get_or_insert_with(|| Node::empty(0, number));
+        if let Apply::Replace { was, .. } = change
+            && node.get(index(lba % FANOUT)) != was
+        {
+            return Ok(false);
+        }
+        let map = match change {
+            Apply::Map { block, crcs } | Apply::Replace { block, crcs, .. } => Some((block, crcs)),
+            Apply::Clear { .. } => None,
+        };
+        let first = index(lba % FANOUT);
+        let quota = head.quota.load(Ordering::Relaxed);
+        if map.is_some() && quota > 0 {
+            let holes = (0..index(count)).filter(|n| node.get(first + n).is_hole()).count() as u64;
+            if holes > 0 && head.referenced.load(Ordering::Relaxed) + holes > quota {
+                return Err(PoolError::NoSpace);
+            }
+        }
+        let mut unmapped = Vec::new();
+        let (mut gone, mut come) = (0, 0);
+        for n in 0..index(count) {
+            let old = node.get(first + n);
+            if !old.is_hole() {
+                gone += 1;
+                if place.owns(number..number + 1, old.birth) && self.space.holds(old.block) {
+                    unmapped.push(old.block);
+                }
+            }
+            let new = match map {
+                Some((block, crcs)) => {
+                    let block = block + n as u64;
+                    self.space.set_used(block);
+                    come += 1;
+                    Entry::data(block, birth, crcs[n])
+                }
+                None => Entry::HOLE,
+            };
+            node.set(first + n, new);
+        }
+        match map {
+            Some((block, crcs)) => self.gathering.map(head.id, lba, birth, block, crcs),
+            None if gone == 0 => return Ok(true),
+            None => self.gathering.clear(head.id, lba, index(count)),
+        }
+        if !leaf.dirty.swap(true, Ordering::AcqRel) {
+            head.dirty().insert(number);
+            self.dirty_leaves.fetch_add(1, Ordering::Relaxed);
+        }
+        drop(guard);
+        self.space.unmap(&unmapped);
+        head.referenced.fetch_add(come, Ordering::Relaxed);
+        head.referenced.fetch_sub(gone, Ordering::Relaxed);
+        head.written.fetch_add(come, Ordering::Relaxed);
+        Ok(true)
+    }
+
+    /// Looks for space that is free but held: by the next checkpoint, and by disks that took it ahead.
+    fn scrape(&self) -> Result<(), PoolError> {
+        let heads: Vec<Arc<Head>> = self.catalog().heads.values().cloned().collect();
+        for head in heads {
+            self.space.give_back(head.take_lease());
+        }
+        if self.space.available() == 0 {
+            self.checkpoint(|_, _| Ok(()))?;
+        }
+        Ok(())
+    }
+}
+
+impl BlockDevice for Disk {
+    fn size(&self) -> ByteLen {
+        ByteLen::new(self.head.size.load(Ordering::Acquire))
+    }
+
+    fn read_vectored_at(
+        &self,
+        at: ByteOffset,
+        buffers: &mut [IoSliceMut<'_>],
+    ) -> Result<(), DeviceError> {
+        let len = buffers_len(buffers);
+        check_range(self.size(), at, len)?;
+        let whole = buffers.iter().all(|buffer| buffer.len().is_multiple_of(BLOCK));
+        if whole && at.is_aligned(BLOCK_LEN) {
+            return self.read_blocks(at.get() / BLOCK_LEN, index(len.get() / BLOCK_LEN), buffers);
+        }
+        let (first, end) = (at.get() / BLOCK_LEN, (at.get() + len.get()).div_ceil(BLOCK_LEN));
+        let mut bytes = vec![0; index(end - first) * BLOCK];
+        self.read_blocks(first, index(end - first), &mut [IoSliceMut::new(&mut bytes)])?;
+        let mut from = index(at.get() - first * BLOCK_LEN);
+        for buffer in buffers {
+            let len = buffer.len();
+            buffer.copy_from_slice(&bytes[from..from + len]);
+            from += len;
+        }
+        Ok(())
+    }
+
+    fn write_vectored_at(
+        &self,
+        at: ByteOffset,
+        buffers: &[IoSlice<'_>],
+    ) -> Result<(), DeviceError> {
+        let len = buffers_len(buffers);
+        check_range(self.size(), at, len)?;
+        self.refuse_writes()?;
+        let whole = buffers.iter().all(|buffer| buffer.len().is_multiple_of(BLOCK));
+        if whole && at.is_aligned(BLOCK_LEN) {
+            return self.write_blocks(at.get() / BLOCK_LEN, index(len.get() / BLOCK_LEN), buffers);
+        }
+        let bytes = buffers.iter().flat_map(|buffer| buffer.iter().copied()).collect::<Vec<u8>>();
+        let mut from = 0;
+        while from < bytes.len() {
+            let position = at.get() + from as u64;
+            let to_border = index(BLOCK_LEN - position % BLOCK_LEN);
+            let left = bytes.len() - from;
+            if to_border < BLOCK || left < BLOCK {
+                let take = to_border.min(left);
+                self.write_part(position, &bytes[from..from + take])?;
+                from += take;
+            } else {
+                let count = left / BLOCK;
+                let body = IoSlice::new(&bytes[from..from + count * BLOCK]);
+                self.write_blocks(position / BLOCK_LEN, count, &[body])?;
+                from += count * BLOCK;
+            }
+        }
+        Ok(())
+    }
+
+    fn discard(&self, at: ByteOffset, len: ByteLen) -> Result<(), DeviceError> {
+        self.clear(at, len, false)
+    }
+
+    fn write_zeroes(
+        &self,
+        at: ByteOffset,
+        len: ByteLen,
+        _keep_allocated: bool,
+    ) -> Result<(), DeviceError> {
+        self.clear(at, len, true)
+    }
+
+    fn flush(&self) -> Result<(), DeviceError> {
+        if self.head.read_only {
+            return Ok(());
+        }
+        if self.head.throw_away {
+            return self.core.refuse_if_poisoned().map_err(|e| e.on_disk(ByteOffset::ZERO));
+        }
+        self.core.flush().map_err(|error| error.on_disk(ByteOffset::ZERO))
+    }
+
+    fn extents(&self, at: ByteOffset, len: ByteLen) -> Result<Vec<Extent>, DeviceError> {
+        check_range(self.size(), at, len)?;
+        let fail = |error: PoolError| error.on_disk(at);
+        let end = at.get() + len.get();
+        let mut found: Vec<Extent> = Vec::new();
+        let mut add = |from: u64, to: u64, kind: ExtentKind| {
+            let (from, to) = (from.max(at.get()), to.min(end));
+            if from >= to {
+                return;
+            }
+            let len = ByteLen::new(to - from);
+            match found.last_mut() {
+                Some(last) if last.kind == kind => {
+                    last.len = ByteLen::new(last.len.get() + len.get());
+                }
+                _ => found.push(Extent { at: ByteOffset::new(from), len, kind }),
+            }
+        };
+        let mut lba = at.get() / BLOCK_LEN;
+        while lba * BLOCK_LEN < end {
+            let next = self.core.next_leaf(&self.head, lba / FANOUT).map_err(fail)?;
+            let start = next.map_or(end.div_ceil(BLOCK_LEN), |leaf| leaf * FANOUT).max(lba);
+            add(lba * BLOCK_LEN, start * BLOCK_LEN, ExtentKind::Hole);
+            lba = start;
+            let border = (lba / FANOUT + 1) * FANOUT;
+            while lba < border && lba * BLOCK_LEN < end {
+                let entry = self.core.entry(&self.head, lba).map_err(fail)?;
+                let kind = if entry.is_hole() { ExtentKind::Hole } else { ExtentKind::Data };
+                add(lba * BLOCK_LEN, (lba + 1) * BLOCK_LEN, kind);
+                lba += 1;
+            }
+        }
+        Ok(found)
+    }
+
+    fn is_read_only(&self) -> bool {
+        self.head.read_only
+    }
+}

@@ -1,0 +1,137 @@
+//! Why a call on a pool failed.
+
+use kiln_block::{ByteLen, DeviceError};
+
+/// Why a call on a pool failed. Unless it says otherwise, nothing was changed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum PoolError {
+    /// The device below failed; if it was while storing, the pool refuses writes until it is opened again.
+    #[error("cannot {act} the pool")]
+    Device {
+        /// `read`, `write`, `sync`.
+        act: &'static str,
+        /// The cause.
+        source: DeviceError,
+    },
+    /// The device holds something else.
+    #[error("this is not a pool: neither superblock is one")]
+    NotAPool,
+    /// A newer version made it.
+    #[error("the pool has format {version}, this build reads {reads}; use a newer Kiln", reads = crate::format::VERSION)]
+    TooNew {
+        /// Its version.
+        version: u32,
+    },
+    /// It uses features this version does not know.
+    #[error("the pool uses features ({bits:#x}) this build does not know; use a newer Kiln")]
+    UnknownFeatures {
+        /// Their bits.
+        bits: u64,
+    },
+    /// The device cannot hold a pool of that layout.
+    #[error("a pool needs {needs} bytes, the device has {has}")]
+    TooSmall {
+        /// The least it needs.
+        needs: ByteLen,
+        /// What there is.
+        has: ByteLen,
+    },
+    /// What describes the disks, or a part of it, is damaged.
+    #[error("the pool is damaged: {found}")]
+    Damaged {
+        /// What was found where.
+        found: String,
+    },
+    /// The free map is damaged; no data is affected.
+    #[error("page {page} of the free map is damaged; `repair` makes it again from the disks' maps")]
+    FreeMap {
+        /// Which page.
+        page: u64,
+    },
+    /// An earlier flush or checkpoint failed.
+    #[error("storing failed earlier, the pool refuses changes until it is opened again")]
+    Poisoned,
+    /// No space is left.
+    #[error("no space left in the pool")]
+    NoSpace,
+    /// No disk has that name.
+    #[error("there is no disk {name:?}")]
+    NoDisk {
+        /// The name.
+        name: String,
+    },
+    /// The disk has no such snapshot.
+    #[error("disk {disk:?} has no snapshot {name:?}")]
+    NoSnapshot {
+        /// The disk.
+        disk: String,
+        /// The snapshot.
+        name: String,
+    },
+    /// The name is taken.
+    #[error("{name:?} exists already")]
+    Exists {
+        /// The name.
+        name: String,
+    },
+    /// Not a name.
+    #[error("{name:?} is not a name: 1 to {max} bytes, without `@`, `/` and control characters", max = crate::catalog::MAX_NAME)]
+    BadName {
+        /// What was given.
+        name: String,
+    },
+    /// Not a size.
+    #[error("a disk of {size} is not possible: whole blocks of 4K, at most {max}", max = crate::MAX_DISK)]
+    BadSize {
+        /// What was given.
+        size: ByteLen,
+    },
+    /// Somebody reads or writes it.
+    #[error("{name:?} is open; close it first")]
+    InUse {
+        /// The disk or snapshot.
+        name: String,
+    },
+    /// It has snapshots.
+    #[error("disk {name:?} has {snapshots} snapshots; delete them first")]
+    HasSnapshots {
+        /// The disk.
+        name: String,
+        /// How many.
+        snapshots: usize,
+    },
+    /// Another process has the pool open.
+    #[error("pool {path} is open in another process")]
+    Busy {
+        /// The file.
+        path: std::path::PathBuf,
+    },
+    /// The pool's file could not be opened.
+    #[error("cannot open pool {path}")]
+    File {
+        /// The file.
+        path: std::path::PathBuf,
+        /// The cause.
+        source: std::io::Error,
+    },
+    /// The pool's file could not be opened as a disk.
+    #[error(transparent)]
+    OpenFile(#[from] kiln_block::OpenFileError),
+}
+
+impl PoolError {
+    pub(crate) fn device(act: &'static str) -> impl FnOnce(DeviceError) -> PoolError {
+        move |source| PoolError::Device { act, source }
+    }
+
+    /// As a frontend sees it: which disk, and the block there it was about.
+    pub(crate) fn on_disk(self, at: kiln_block::ByteOffset) -> DeviceError {
+        match self {
+            PoolError::Device { source, .. } => source,
+            PoolError::Poisoned => DeviceError::Poisoned,
+            PoolError::NoSpace => DeviceError::NoSpace { at },
+            other => DeviceError::Damaged { at, found: other.to_string() },
+        }
+    }
+}

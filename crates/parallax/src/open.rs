@@ -1,0 +1,324 @@
+//! Making a pool and opening one: superblocks, free map, catalog, and what the log adds to them.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+
+use kiln_block::{BlockDevice, ByteLen, ByteOffset};
+
+use crate::PoolError;
+use crate::cache::Clock;
+use crate::catalog::{Catalog, Is, Root};
+use crate::core::{Commit, Core};
+use crate::format::{
+    BLOCK, BLOCK_LEN, Layout, MAP_BITS, Sums, Superblock, Unreadable, decode_map_page, index,
+};
+use crate::head::Head;
+use crate::node::{Entry, FANOUT, Kind, Node, ROOT_LEVEL};
+use crate::space::Space;
+use crate::wal::{Change, HEADER, Record, decode_batch, decode_records};
+
+/// What can be chosen about a pool.
+#[derive(Debug, Clone)]
+pub struct PoolOptions {
+    /// Memory for maps.
+    pub cache: ByteLen,
+    /// Size of a new pool's log: how much is written between two checkpoints at most.
+    pub log: ByteLen,
+    /// How large a new pool may become when its device grows.
+    pub limit: ByteLen,
+}
+
+impl Default for PoolOptions {
+    fn default() -> PoolOptions {
+        PoolOptions { cache: ByteLen::mib(32), log: ByteLen::mib(16), limit: ByteLen::ZERO }
+    }
+}
+
+/// Writes an empty pool over whatever the device holds.
+pub(crate) fn format(device: &dyn BlockDevice, options: &PoolOptions) -> Result<(), PoolError> {
+    let size = device.size();
+    let layout = Layout::new(size, options.limit, options.log);
+    let needs = ByteLen::new((layout.data_start + 256) * BLOCK_LEN);
+    if size < needs {
+        return Err(PoolError::TooSmall { needs, has: size });
+    }
+    let mut uuid = [0; 16];
+    rustix::rand::getrandom(&mut uuid, rustix::rand::GetRandomFlags::empty()).map_err(|errno| {
+        let source = kiln_block::DeviceError::Io {
+            act: "draw an id for",
+            at: ByteOffset::ZERO,
+            source: errno.into(),
+        };
+        PoolError::Device { act: "make", source }
+    })?;
+    let superblock = Superblock {
+        uuid,
+        generation: 1,
+        opening: 0,
+        layout,
+        map_used: 0,
+        epoch: 1,
+        next_id: 1,
+        wal_batch: 1,
+        catalog: Entry::HOLE,
+        catalog_pages: 0,
+    };
+    let fail = PoolError::device;
+    // The log's space is taken now, so that no flush has to.
+    let log = ByteOffset::new(layout.wal_start * BLOCK_LEN);
+    let log_len = ByteLen::new(layout.wal_blocks * BLOCK_LEN);
+    device.write_zeroes(log, log_len, true).map_err(fail("write"))?;
+    device.write_at(ByteOffset::ZERO, &[0; BLOCK]).map_err(fail("write"))?;
+    device.flush().map_err(fail("sync"))?;
+    let slot = ByteOffset::new(BLOCK_LEN);
+    device.write_at(slot, &superblock.encode()[..]).map_err(fail("write"))?;
+    device.flush().map_err(fail("sync"))
+}
+
+fn newest_superblock(device: &dyn BlockDevice) -> Result<Superblock, PoolError> {
+    let mut newest: Option<Superblock> = None;
+    let mut refusal = PoolError::NotAPool;
+    for slot in 0..2 {
+        let mut bytes = [0; BLOCK];
+        if device.size().get() < 2 * BLOCK_LEN {
+            break;
+        }
+        let at = ByteOffset::new(slot * BLOCK_LEN);
+        device.read_at(at, &mut bytes).map_err(PoolError::device("read"))?;
+        match Superblock::decode(&bytes) {
+            Ok(found) if found.generation & 1 == slot => {
+                if newest.as_ref().is_none_or(|newest| newest.generation < found.generation) {
+                    newest = Some(found);
+                }
+            }
+            Err(Unreadable::TooNew(version)) => refusal = PoolError::TooNew { version },
+            Err(Unreadable::Features(bits)) => refusal = PoolError::UnknownFeatures { bits },
+            Ok(_) | Err(Unreadable::NotOne | Unreadable::Torn) => {}
+        }
+    }
+    newest.ok_or(refusal)
+}
+
+/// Opens a pool; with `rebuild`, the free map is not read but made from the maps.
+pub(crate) fn open(
+    device: Arc<dyn BlockDevice>,
+    options: &PoolOptions,
+    rebuild: bool,
+) -> Result<Core, PoolError> {
+    let superblock = newest_superblock(&*device)?;
+    let mut layout = superblock.layout;
+    let has = device.size();
+    if has.get() / BLOCK_LEN < layout.blocks {
+        return Err(PoolError::TooSmall { needs: ByteLen::new(layout.blocks * BLOCK_LEN), has });
+    }
+    layout.blocks = (has.get() / BLOCK_LEN).min(layout.limit());
+    let sums = Sums::of_pool(&superblock.uuid);
+    let stored = match rebuild {
+        true => Vec::new(),
+        false => read_map(&*device, &superblock, sums)?,
+    };
+    let nodes = index(options.cache.get() / BLOCK_LEN).max(64);
+    let space = Space::new(&layout, &stored);
+    let dirty_limit = (nodes * 3 / 4).min(index(space.reserve() / 5)).max(8);
+    let core = Core {
+        device,
+        layout,
+        uuid: superblock.uuid,
+        sums,
+        space,
+        nodes: Clock::new(nodes / 4),
+        leaves: Clock::new(nodes * 3 / 4),
+        gathering: crate::wal::Gathering::default(),
+        epoch: AtomicU64::new(superblock.epoch),
+        commit: Mutex::new(Commit {
+            generation: superblock.generation,
+            opening: superblock.opening + 1,
+            next_batch: superblock.wal_batch,
+            durable_batch: superblock.wal_batch,
+            wal_at: 0,
+            map_used: superblock.map_used,
+        }),
+        gate: RwLock::default(),
+        catalog: Mutex::default(),
+        unwritten: RwLock::new(HashMap::new()),
+        metadata_lease: Mutex::default(),
+        durable: AtomicU64::new(0),
+        wal_used: AtomicU64::new(0),
+        dirty_leaves: AtomicUsize::new(0),
+        dirty_limit,
+        poisoned: AtomicBool::new(false),
+        syncs: AtomicU64::new(0),
+        checkpoints: AtomicU64::new(0),
+    };
+    *core.catalog() = core.read_catalog(&superblock)?;
+    let batches = core.replay(&superblock)?;
+    {
+        let mut commit = core.commit.lock().unwrap_or_else(PoisonError::into_inner);
+        commit.next_batch += batches;
+        commit.durable_batch = commit.next_batch;
+    }
+    if rebuild {
+        let reached = core.reached_blocks()?;
+        core.space.replace_used(&reached);
+    }
+    core.checkpoint(|_, _| Ok(()))?;
+    Ok(core)
+}
+
+fn read_map(
+    device: &dyn BlockDevice,
+    superblock: &Superblock,
+    sums: Sums,
+) -> Result<Vec<u64>, PoolError> {
+    let slot = superblock.generation & 1;
+    let from = superblock.layout.map_start + slot * superblock.layout.map_pages;
+    let mut words = Vec::new();
+    let mut bytes = vec![0; BLOCK];
+    for page in 0..superblock.map_used {
+        let at = ByteOffset::new((from + page) * BLOCK_LEN);
+        device.read_at(at, &mut bytes).map_err(PoolError::device("read"))?;
+        let page_words = decode_map_page(sums, page, &bytes);
+        words.extend(page_words.ok_or(PoolError::FreeMap { page })?);
+    }
+    debug_assert!(words.len() as u64 == superblock.map_used * MAP_BITS / 64);
+    Ok(words)
+}
+
+impl Core {
+    fn read_catalog(&self, superblock: &Superblock) -> Result<Catalog, PoolError> {
+        let mut catalog = Catalog::default();
+        catalog.next_id = superblock.next_id;
+        catalog.root = Root(superblock.catalog);
+        let mut bytes = vec![0; BLOCK];
+        let mut from = 0;
+        while let Some(number) = self.next_stored(catalog.root.0, ROOT_LEVEL, 0, from)? {
+            let leaf = self.stored_leaf(catalog.root.0, number)?;
+            for (place, entry) in leaf.mapped() {
+                let page = number * FANOUT + place as u64;
+                if entry.kind != Kind::Data || !self.space.holds(entry.block) {
+                    return Err(PoolError::Damaged {
+                        found: format!("page {page} of the catalog"),
+                    });
+                }
+                let at = ByteOffset::new(entry.block * BLOCK_LEN);
+                self.device.read_at(at, &mut bytes).map_err(PoolError::device("read"))?;
+                if self.sums.data(page, &bytes) != entry.crc || page >= superblock.catalog_pages {
+                    let found = format!("a wrong checksum of page {page} of the catalog");
+                    return Err(PoolError::Damaged { found });
+                }
+                catalog.load_page(page, &bytes)?;
+            }
+            catalog.leaves.insert(number, leaf);
+            from = number + 1;
+        }
+        catalog.pages = superblock.catalog_pages;
+        catalog.check_parents()?;
+        let mut heads = BTreeMap::new();
+        for state in catalog.all().filter(|state| state.is == Is::Disk) {
+            let head = Head::new(state, catalog.floor(state), false);
+            if let Some(parent) = catalog.get(state.parent).filter(|p| p.hidden && p.cursor > 0) {
+                let merged = Some((parent.cursor, catalog.floor(parent)));
+                head.move_to(|place| place.merged = merged);
+            }
+            heads.insert(state.id, Arc::new(head));
+        }
+        catalog.heads = heads;
+        Ok(catalog)
+    }
+
+    /// Does again what the log says was done since the checkpoint; returns how many batches it had.
+    fn replay(&self, superblock: &Superblock) -> Result<u64, PoolError> {
+        let batches = self.read_log(superblock)?;
+        let durable = batches.iter().map(|(durable, _)| *durable).max().unwrap_or(0);
+        for ((_, records), number) in batches.iter().zip(superblock.wal_batch..) {
+            for record in records {
+                self.replay_record(record, number < durable)?;
+            }
+        }
+        Ok(batches.len() as u64)
+    }
+
+    fn read_log(&self, superblock: &Superblock) -> Result<Vec<(u64, Vec<Record>)>, PoolError> {
+        let capacity = index(self.layout.wal_blocks) * BLOCK;
+        let log_at = self.layout.wal_start * BLOCK_LEN;
+        let mut batches = Vec::new();
+        let mut at = 0;
+        for number in superblock.wal_batch.. {
+            if at + HEADER > capacity {
+                break;
+            }
+            let read = |len: usize| {
+                let mut bytes = vec![0; len.min(capacity - at)];
+                let from = ByteOffset::new(log_at + at as u64);
+                self.device.read_at(from, &mut bytes).map_err(PoolError::device("read"))?;
+                Ok::<_, PoolError>(bytes)
+            };
+            let header = read(HEADER)?;
+            let len = usize::try_from(crate::format::get(&header, 32)).unwrap_or(usize::MAX);
+            let bytes = read(HEADER.saturating_add(len).min(capacity))?;
+            let Some((durable, records, _)) =
+                decode_batch(self.sums, superblock.opening, number, &bytes)
+            else {
+                break;
+            };
+            at += index(crate::wal::batch_len(len as u64));
+            batches.push((durable, decode_records(records)));
+        }
+        Ok(batches)
+    }
+
+    fn replay_record(&self, record: &Record, durable: bool) -> Result<(), PoolError> {
+        let Some(head) = self.catalog().heads.get(&record.disk).cloned() else { return Ok(()) };
+        let number = record.lba / FANOUT;
+        if record.lba >= crate::MAX_DISK.get() / BLOCK_LEN {
+            return Ok(());
+        }
+        let leaf = self.leaf(&head, number)?;
+        let mut guard = leaf.node.write().unwrap_or_else(PoisonError::into_inner);
+        let node = guard.get_or_insert_with(|| Node::empty(0, number));
+        let place = head.place();
+        let count = match &record.change {
+            Change::Map { crcs, .. } => crcs.len() as u64,
+            Change::Clear { count } => *count,
+        };
+        let mut bytes = vec![0; BLOCK];
+        for (n, lba) in (0..count).zip(record.lba..) {
+            let new = match &record.change {
+                Change::Map { block, birth, crcs } => {
+                    let (block, crc) = (block + n, crcs[index(n)]);
+                    if !self.space.holds(block) {
+                        continue;
+                    }
+                    if !durable {
+                        let at = ByteOffset::new(block * BLOCK_LEN);
+                        self.device.read_at(at, &mut bytes).map_err(PoolError::device("read"))?;
+                        if self.sums.data(lba, &bytes) != crc {
+                            continue;
+                        }
+                    }
+                    self.space.claim(block);
+                    Entry::data(block, *birth, crc)
+                }
+                Change::Clear { .. } => Entry::HOLE,
+            };
+            let old = node.get(index(lba % FANOUT));
+            if !old.is_hole() {
+                head.referenced.fetch_sub(1, Ordering::Relaxed);
+                if place.owns(number..number + 1, old.birth) && self.space.holds(old.block) {
+                    self.space.unmap(&[old.block]);
+                }
+            }
+            if !new.is_hole() {
+                head.referenced.fetch_add(1, Ordering::Relaxed);
+                head.written.fetch_add(1, Ordering::Relaxed);
+            }
+            node.set(index(lba % FANOUT), new);
+        }
+        if !leaf.dirty.swap(true, Ordering::AcqRel) {
+            head.dirty().insert(number);
+            self.dirty_leaves.fetch_add(1, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,520 @@
+//! [`Pool`]: disks, snapshots and clones by name.
+//!
+//! Each change of the catalog is one checkpoint: when the call returns it is durable, and after a power cut
+//! it happened or it did not.
+
+use std::fs::File;
+use std::path::Path;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
+use std::time::SystemTime;
+
+use kiln_block::{BlockDevice, ByteLen, ByteOffset, Extent, ExtentKind, FileDevice};
+
+use crate::PoolError;
+use crate::catalog::{Catalog, Is, State, check_size};
+use crate::core::Core;
+use crate::disk::Disk;
+use crate::format::BLOCK_LEN;
+use crate::head::Head;
+use crate::node::{Entry, FANOUT, ROOT_LEVEL};
+use crate::open::{self, PoolOptions};
+
+/// Many virtual disks on one device. Dropping it without [`checkpoint`](Pool::checkpoint) loses nothing
+/// that was flushed; the next opening does what the log says.
+#[derive(Debug, Clone)]
+pub struct Pool {
+    pub(crate) core: Arc<Core>,
+    /// Holds the lock of a pool that is a file; the kernel drops it however the process ends.
+    _lock: Option<Arc<File>>,
+}
+
+/// What a flush of a disk does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Durability {
+    /// It syncs.
+    #[default]
+    Full,
+    /// Nothing: for clones that nobody wants to see again after a power cut.
+    None,
+}
+
+/// What a disk is made with.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct DiskOptions {
+    /// What its flushes do.
+    pub durability: Durability,
+    /// The most it may reference; zero for any.
+    pub quota: ByteLen,
+}
+
+/// A disk.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DiskInfo {
+    /// Its name.
+    pub name: String,
+    /// How large it looks.
+    pub size: ByteLen,
+    /// How much of it is mapped, its own or shared.
+    pub referenced: ByteLen,
+    /// How much was ever written to it.
+    pub written: ByteLen,
+    /// The most it may reference; zero for any.
+    pub quota: ByteLen,
+    /// What its flushes do.
+    pub durability: Durability,
+    /// Disk and snapshot it evolved from, where that still has a name.
+    pub origin: Option<(String, String)>,
+    /// Seconds since 1970.
+    pub created: u64,
+}
+
+/// A snapshot.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SnapshotInfo {
+    /// Its name.
+    pub name: String,
+    /// How large the disk was.
+    pub size: ByteLen,
+    /// How much of it is mapped.
+    pub referenced: ByteLen,
+    /// Disks and snapshots that evolved from it.
+    pub children: usize,
+    /// Seconds since 1970.
+    pub created: u64,
+}
+
+/// Where a pool's space is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PoolSpace {
+    /// All of it.
+    pub total: ByteLen,
+    /// What maps reach, and the maps.
+    pub used: ByteLen,
+    /// What disks can still be given.
+    pub available: ByteLen,
+    /// Memory that maps take.
+    pub cached: ByteLen,
+    /// Deleted states whose space is not free yet.
+    pub reclaiming: usize,
+    /// Syncs of the device since the pool was opened.
+    pub syncs: u64,
+    /// Checkpoints since then.
+    pub checkpoints: u64,
+}
+
+fn now() -> u64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+fn lock(path: &Path) -> Result<Arc<File>, PoolError> {
+    let failed = |source| PoolError::File { path: path.to_owned(), source };
+    let file = File::open(path).map_err(failed)?;
+    match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(Arc::new(file)),
+        Err(rustix::io::Errno::WOULDBLOCK) => Err(PoolError::Busy { path: path.to_owned() }),
+        Err(errno) => Err(failed(errno.into())),
+    }
+}
+
+impl Pool {
+    /// Makes an empty pool of a device, whatever it holds.
+    pub fn create(device: Arc<dyn BlockDevice>, options: &PoolOptions) -> Result<Pool, PoolError> {
+        open::format(&*device, options)?;
+        Pool::open(device, options)
+    }
+
+    /// Opens a pool. Nobody else may have it open.
+    pub fn open(device: Arc<dyn BlockDevice>, options: &PoolOptions) -> Result<Pool, PoolError> {
+        Ok(Pool { core: Arc::new(open::open(device, options, false)?), _lock: None })
+    }
+
+    /// Opens a pool whose free map is damaged or wrong, and makes it again from the disks' maps.
+    pub fn repair(device: Arc<dyn BlockDevice>, options: &PoolOptions) -> Result<Pool, PoolError> {
+        Ok(Pool { core: Arc::new(open::open(device, options, true)?), _lock: None })
+    }
+
+    /// Makes a pool in a new sparse file of that size.
+    pub fn create_file(
+        path: &Path,
+        size: ByteLen,
+        options: &PoolOptions,
+    ) -> Result<Pool, PoolError> {
+        let device = FileDevice::create(path, size)?;
+        let lock = lock(path)?;
+        open::format(&device, options)?;
+        let core = open::open(Arc::new(device), options, false)?;
+        Ok(Pool { core: Arc::new(core), _lock: Some(lock) })
+    }
+
+    /// Opens a pool in a file or on a block device; refused while another process has it open.
+    pub fn open_file(path: &Path, options: &PoolOptions) -> Result<Pool, PoolError> {
+        let lock = lock(path)?;
+        let device = FileDevice::open(path, false)?;
+        let core = open::open(Arc::new(device), options, false)?;
+        Ok(Pool { core: Arc::new(core), _lock: Some(lock) })
+    }
+
+    /// All disks, by name.
+    pub fn disks(&self) -> Vec<DiskInfo> {
+        let catalog = self.core.catalog();
+        let disks = catalog.all().filter(|state| state.is == Is::Disk);
+        let mut found: Vec<DiskInfo> = disks.map(|state| describe(&catalog, state)).collect();
+        found.sort_by(|a, b| a.name.cmp(&b.name));
+        found
+    }
+
+    /// One disk.
+    pub fn stat(&self, name: &str) -> Result<DiskInfo, PoolError> {
+        let catalog = self.core.catalog();
+        catalog.disk(name).map(|state| describe(&catalog, state))
+    }
+
+    /// A disk's snapshots, oldest first.
+    pub fn snapshots(&self, disk: &str) -> Result<Vec<SnapshotInfo>, PoolError> {
+        let catalog = self.core.catalog();
+        let owner = catalog.disk(disk)?.id;
+        let info = |state: &State| SnapshotInfo {
+            name: state.name.clone(),
+            size: ByteLen::new(state.size),
+            referenced: ByteLen::new(state.referenced * BLOCK_LEN),
+            children: catalog.children_of(state.id).len(),
+            created: state.created,
+        };
+        Ok(catalog.snapshots(owner).into_iter().map(info).collect())
+    }
+
+    /// Makes an empty disk.
+    pub fn create_disk(
+        &self,
+        name: &str,
+        size: ByteLen,
+        options: &DiskOptions,
+    ) -> Result<(), PoolError> {
+        check_size(size)?;
+        self.core.catalog().may_take(0, name)?;
+        self.core.checkpoint(|_, catalog| {
+            catalog.may_take(0, name)?;
+            let mut state = new_state(catalog, Is::Disk, name, size.get());
+            state.throw_away = options.durability == Durability::None;
+            state.quota = options.quota.get() / BLOCK_LEN;
+            add_head(catalog, state);
+            Ok(())
+        })
+    }
+
+    /// Opens a disk. It may be open more than once; all see the same.
+    pub fn open_disk(&self, name: &str) -> Result<Disk, PoolError> {
+        let catalog = self.core.catalog();
+        let id = catalog.disk(name)?.id;
+        let head = catalog.heads.get(&id).cloned();
+        let head = head.ok_or_else(|| PoolError::NoDisk { name: name.to_owned() })?;
+        Ok(Disk { core: self.core.clone(), head })
+    }
+
+    /// Opens a snapshot, which can only be read.
+    pub fn open_snapshot(&self, disk: &str, snapshot: &str) -> Result<Disk, PoolError> {
+        let mut catalog = self.core.catalog();
+        let state = catalog.snapshot(disk, snapshot)?.clone();
+        let head = match catalog.views.get(&state.id).and_then(std::sync::Weak::upgrade) {
+            Some(head) => head,
+            None => Arc::new(Head::new(&state, catalog.floor(&state), true)),
+        };
+        catalog.views.insert(state.id, Arc::downgrade(&head));
+        Ok(Disk { core: self.core.clone(), head })
+    }
+
+    /// Takes a snapshot of a disk as it is now; the disk may be written to meanwhile.
+    pub fn snapshot(&self, disk: &str, name: &str) -> Result<(), PoolError> {
+        self.core.checkpoint(|core, catalog| {
+            let of = catalog.disk(disk)?.clone();
+            catalog.may_take(of.id, name)?;
+            let mut state = new_state(catalog, Is::Snapshot, name, of.size);
+            state.owner = of.id;
+            state.parent = of.parent;
+            state.root = of.root;
+            state.referenced = of.referenced;
+            state.epoch = core.epoch.fetch_add(1, Ordering::AcqRel);
+            let (id, epoch) = (state.id, state.epoch);
+            catalog.add(state);
+            catalog.change(of.id, |disk| disk.parent = id);
+            if let Some(head) = catalog.heads.get(&of.id) {
+                head.move_to(|place| {
+                    place.floor = epoch;
+                    place.merged = None;
+                });
+            }
+            Ok(())
+        })
+    }
+
+    /// Makes a disk that starts as a snapshot.
+    pub fn clone_disk(
+        &self,
+        disk: &str,
+        snapshot: &str,
+        name: &str,
+        options: &DiskOptions,
+    ) -> Result<(), PoolError> {
+        self.core.checkpoint(|_, catalog| {
+            let of = catalog.snapshot(disk, snapshot)?.clone();
+            catalog.may_take(0, name)?;
+            let mut state = new_state(catalog, Is::Disk, name, of.size);
+            state.parent = of.id;
+            state.root = of.root;
+            state.referenced = of.referenced;
+            state.throw_away = options.durability == Durability::None;
+            state.quota = options.quota.get() / BLOCK_LEN;
+            add_head(catalog, state);
+            Ok(())
+        })
+    }
+
+    /// Makes a disk what its snapshot was. Later snapshots stay. The disk must not be open.
+    pub fn rollback(&self, disk: &str, snapshot: &str) -> Result<(), PoolError> {
+        self.core.checkpoint(|core, catalog| {
+            let to = catalog.snapshot(disk, snapshot)?.clone();
+            let of = catalog.disk(disk)?.clone();
+            let head = idle_head(catalog, &of)?;
+            core.finish_merge(catalog, of.parent)?;
+            let floor = catalog.get(of.id).map_or(0, |of| catalog.floor(of));
+            core.give_up(catalog, of.root, floor);
+            core.leaves.forget(|(owner, _)| *owner == of.id);
+            head.size.store(to.size, Ordering::Release);
+            head.referenced.store(to.referenced, Ordering::Relaxed);
+            head.move_to(|place| {
+                place.root = to.root;
+                place.floor = to.epoch;
+                place.merged = None;
+            });
+            catalog.change(of.id, |disk| disk.parent = to.id);
+            Ok(())
+        })
+    }
+
+    /// Deletes a disk without snapshots. It must not be open.
+    pub fn delete(&self, disk: &str) -> Result<(), PoolError> {
+        self.core.checkpoint(|core, catalog| {
+            let of = catalog.disk(disk)?.clone();
+            let snapshots = catalog.snapshots(of.id).len();
+            if snapshots > 0 {
+                return Err(PoolError::HasSnapshots { name: disk.to_owned(), snapshots });
+            }
+            let head = idle_head(catalog, &of)?;
+            core.finish_merge(catalog, of.parent)?;
+            let floor = catalog.get(of.id).map_or(0, |of| catalog.floor(of));
+            core.give_up(catalog, of.root, floor);
+            core.leaves.forget(|(owner, _)| *owner == of.id);
+            core.space.give_back(head.take_lease());
+            catalog.heads.remove(&of.id);
+            catalog.remove(of.id);
+            Ok(())
+        })
+    }
+
+    /// Deletes a snapshot. Its space is given back in the background, with later checkpoints or by
+    /// [`gc`](Pool::gc). It must not be open.
+    pub fn delete_snapshot(&self, disk: &str, name: &str) -> Result<(), PoolError> {
+        self.core.checkpoint(|core, catalog| {
+            let state = catalog.snapshot(disk, name)?.clone();
+            if catalog.views.get(&state.id).is_some_and(|view| view.strong_count() > 0) {
+                return Err(PoolError::InUse { name: format!("{disk}@{name}") });
+            }
+            catalog.views.remove(&state.id);
+            core.leaves.forget(|(owner, _)| *owner == state.id);
+            catalog.change(state.id, |state| state.hidden = true);
+            Ok(())
+        })
+    }
+
+    /// Gives a disk another name. It may be open.
+    pub fn rename(&self, disk: &str, name: &str) -> Result<(), PoolError> {
+        self.core.checkpoint(|_, catalog| {
+            let id = catalog.disk(disk)?.id;
+            catalog.may_take(0, name)?;
+            catalog.change(id, |state| name.clone_into(&mut state.name));
+            if let Some(head) = catalog.heads.get(&id) {
+                name.clone_into(&mut head.name.lock().unwrap_or_else(PoisonError::into_inner));
+            }
+            Ok(())
+        })
+    }
+
+    /// Changes a disk's size; it may be open. What a smaller one loses reads as zeros should it grow again.
+    pub fn resize(&self, disk: &str, size: ByteLen) -> Result<(), PoolError> {
+        check_size(size)?;
+        let handle = self.open_disk(disk)?;
+        let was = handle.size();
+        if size > was {
+            // Writes that a shrinking overtook may have left something here.
+            handle.clear_blocks(was.get() / BLOCK_LEN..size.get() / BLOCK_LEN)?;
+        }
+        self.core.checkpoint(|_, _| {
+            handle.head.size.store(size.get(), Ordering::Release);
+            Ok(())
+        })?;
+        if size < was {
+            handle.clear_blocks(size.get() / BLOCK_LEN..was.get() / BLOCK_LEN)?;
+        }
+        Ok(())
+    }
+
+    /// Limits what a disk may reference; zero for no limit.
+    pub fn set_quota(&self, disk: &str, quota: ByteLen) -> Result<(), PoolError> {
+        self.core.checkpoint(|_, catalog| {
+            let id = catalog.disk(disk)?.id;
+            let blocks = quota.get() / BLOCK_LEN;
+            catalog.change(id, |state| state.quota = blocks);
+            if let Some(head) = catalog.heads.get(&id) {
+                head.quota.store(blocks, Ordering::Relaxed);
+            }
+            Ok(())
+        })
+    }
+
+    /// What changed from one snapshot of a disk to a later or earlier one, or (`None`) to the disk as it
+    /// is: ranges and what the second has there. Exact to the block; costs what changed.
+    pub fn diff(&self, disk: &str, from: &str, to: Option<&str>) -> Result<Vec<Extent>, PoolError> {
+        // Nothing is freed while the commit lock is held, so the maps stay what they are.
+        self.core.checkpoint(|core, catalog| {
+            let old = catalog.snapshot(disk, from)?;
+            let new = match to {
+                Some(name) => catalog.snapshot(disk, name)?,
+                None => catalog.disk(disk)?,
+            };
+            let mut found: Vec<Extent> = Vec::new();
+            core.differing((ROOT_LEVEL, 0), (old.root, new.root), &mut |leaf, a, b| {
+                for (place, lba) in (0..256_usize).zip(leaf * FANOUT..) {
+                    let entry = |node: Option<&crate::node::Node>| {
+                        node.map_or(Entry::HOLE, |node| node.get(place))
+                    };
+                    if entry(a) == entry(b) {
+                        continue;
+                    }
+                    let hole = entry(b).is_hole();
+                    let kind = if hole { ExtentKind::Hole } else { ExtentKind::Data };
+                    let at = ByteOffset::new(lba * BLOCK_LEN);
+                    let len = ByteLen::new(BLOCK_LEN);
+                    match found.last_mut() {
+                        Some(last)
+                            if last.kind == kind && last.at.checked_add(last.len) == Some(at) =>
+                        {
+                            last.len = ByteLen::new(last.len.get() + BLOCK_LEN);
+                        }
+                        _ => found.push(Extent { at, len, kind }),
+                    }
+                }
+            })?;
+            Ok(found)
+        })
+    }
+
+    /// How much would become free if a disk were deleted.
+    pub fn unique(&self, disk: &str) -> Result<ByteLen, PoolError> {
+        self.core.checkpoint(|core, catalog| {
+            let of = catalog.disk(disk)?.clone();
+            core.finish_merge(catalog, of.parent)?;
+            let keep = catalog.get(of.id).map_or(0, |of| catalog.floor(of));
+            let mut walk =
+                crate::tree::Reclaim { keep, cursor: 0, budget: usize::MAX, freed: Vec::new() };
+            core.reclaim(&mut walk, (ROOT_LEVEL, 0), of.root, Entry::HOLE)?;
+            Ok(ByteLen::new(walk.freed.len() as u64 * BLOCK_LEN))
+        })
+    }
+
+    /// Where the pool's space is.
+    pub fn space(&self) -> PoolSpace {
+        let core = &self.core;
+        PoolSpace {
+            total: ByteLen::new(core.layout.blocks * BLOCK_LEN),
+            used: ByteLen::new((core.layout.data_start + core.space.used_count()) * BLOCK_LEN),
+            available: ByteLen::new(core.space.available() * BLOCK_LEN),
+            cached: ByteLen::new((core.leaves.len() + core.nodes.len()) as u64 * BLOCK_LEN),
+            reclaiming: core.catalog().reclaimable(),
+            syncs: core.syncs.load(Ordering::Relaxed),
+            checkpoints: core.checkpoints.load(Ordering::Relaxed),
+        }
+    }
+
+    /// Gives all deleted space back now.
+    pub fn gc(&self) -> Result<(), PoolError> {
+        loop {
+            self.core.checkpoint(|_, _| Ok(()))?;
+            let mut catalog = self.core.catalog();
+            if let Some(error) = catalog.reclaim_stopped.take() {
+                return Err(error);
+            }
+            if catalog.next_reclaim().is_none() {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Stores everything in its place and empties the log, so that the next opening is quick.
+    pub fn checkpoint(&self) -> Result<(), PoolError> {
+        self.core.checkpoint(|_, _| Ok(()))
+    }
+
+    /// Makes everything durable that was written to any disk.
+    pub fn flush(&self) -> Result<(), PoolError> {
+        self.core.flush()
+    }
+}
+
+fn describe(catalog: &Catalog, state: &State) -> DiskInfo {
+    let head = catalog.heads.get(&state.id);
+    let now = |of: fn(&Head) -> &std::sync::atomic::AtomicU64, stored: u64| {
+        head.map_or(stored, |head| of(head).load(Ordering::Relaxed))
+    };
+    let parent = catalog.get(state.parent).filter(|parent| !parent.hidden);
+    let origin = parent.and_then(|parent| {
+        catalog.get(parent.owner).map(|disk| (disk.name.clone(), parent.name.clone()))
+    });
+    DiskInfo {
+        name: state.name.clone(),
+        size: ByteLen::new(now(|head| &head.size, state.size)),
+        referenced: ByteLen::new(now(|head| &head.referenced, state.referenced) * BLOCK_LEN),
+        written: ByteLen::new(now(|head| &head.written, state.written) * BLOCK_LEN),
+        quota: ByteLen::new(state.quota * BLOCK_LEN),
+        durability: if state.throw_away { Durability::None } else { Durability::Full },
+        origin,
+        created: state.created,
+    }
+}
+
+fn new_state(catalog: &mut Catalog, is: Is, name: &str, size: u64) -> State {
+    State {
+        is,
+        hidden: false,
+        throw_away: false,
+        name: name.to_owned(),
+        root: Entry::HOLE,
+        id: catalog.new_id(),
+        owner: 0,
+        parent: 0,
+        epoch: 0,
+        size,
+        referenced: 0,
+        written: 0,
+        quota: 0,
+        created: now(),
+        cursor: 0,
+    }
+}
+
+fn add_head(catalog: &mut Catalog, state: State) {
+    let head = Arc::new(Head::new(&state, catalog.floor(&state), false));
+    catalog.heads.insert(state.id, head);
+    catalog.add(state);
+}
+
+/// The head of a disk that nobody has open.
+fn idle_head(catalog: &Catalog, of: &State) -> Result<Arc<Head>, PoolError> {
+    let name = || of.name.clone();
+    let head = catalog.heads.get(&of.id).ok_or_else(|| PoolError::NoDisk { name: name() })?;
+    // The catalog's own, and the checkpoint's that is under way.
+    if Arc::strong_count(head) > 2 {
+        return Err(PoolError::InUse { name: name() });
+    }
+    Ok(head.clone())
+}

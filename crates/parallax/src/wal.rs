@@ -1,0 +1,223 @@
+//! The write-ahead log: which blocks were mapped where since the last checkpoint.
+//!
+//! A *record* maps or clears a run of blocks within one leaf. Records gather in memory; a flush writes
+//! them as one *batch* and syncs once, for the data too. A batch starts on a 512-byte boundary:
+//!
+//! | offset | size | field |
+//! |-------:|-----:|-------|
+//! | 0 | 4 | magic |
+//! | 4 | 4 | crc32c of the batch from byte 8 to its end, seeded with its number |
+//! | 8 | 8 | opening: which opening of the pool wrote it |
+//! | 16 | 8 | number, one more than the batch before |
+//! | 24 | 8 | batches below this number were durable when it was written |
+//! | 32 | 8 | bytes of records |
+//!
+//! The last batches before a power cut may be there while the data they name is not. A replay
+//! therefore checks the data of every batch not known to be durable, and leaves out what does not match.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use crate::format::{Sums, get, get_u32, index, put};
+
+const MAGIC: [u8; 4] = *b"KPXw";
+/// Bytes before the records of a batch.
+pub(crate) const HEADER: usize = 40;
+/// Bytes of a record before its checksums.
+const RECORD: usize = 36;
+/// Batches start on multiples of this.
+pub(crate) const SECTOR: u64 = 512;
+
+/// What a record does to a run of blocks of one disk.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Change {
+    /// The run is now at these blocks in a row, with these checksums.
+    Map { block: u64, birth: u64, crcs: Vec<u32> },
+    /// The run reads as zeros.
+    Clear { count: u64 },
+}
+
+/// One change of one disk's map, within one leaf.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Record {
+    pub(crate) disk: u64,
+    pub(crate) lba: u64,
+    pub(crate) change: Change,
+}
+
+fn encode(bytes: &mut Vec<u8>, kind: u8, count: usize, numbers: [u64; 4]) {
+    // A leaf has 256 blocks, so a count always fits.
+    let count = u16::try_from(count).unwrap_or(0).to_le_bytes();
+    bytes.extend_from_slice(&[kind, 0, count[0], count[1]]);
+    for number in numbers {
+        bytes.extend_from_slice(&number.to_le_bytes());
+    }
+}
+
+/// Records of a batch, up to the first that makes no sense.
+pub(crate) fn decode_records(bytes: &[u8]) -> Vec<Record> {
+    let mut records = Vec::new();
+    let mut at = 0;
+    while at + RECORD <= bytes.len() {
+        let count = usize::from(u16::from_le_bytes([bytes[at + 2], bytes[at + 3]]));
+        let (disk, lba) = (get(bytes, at + 4), get(bytes, at + 12));
+        if count == 0 || lba % 256 + count as u64 > 256 {
+            break;
+        }
+        let change = match bytes[at] {
+            1 if at + RECORD + count * 4 <= bytes.len() => {
+                let crcs = (0..count).map(|n| get_u32(bytes, at + RECORD + n * 4)).collect();
+                let change =
+                    Change::Map { birth: get(bytes, at + 20), block: get(bytes, at + 28), crcs };
+                at += count * 4;
+                change
+            }
+            2 => Change::Clear { count: count as u64 },
+            _ => break,
+        };
+        at += RECORD;
+        records.push(Record { disk, lba, change });
+    }
+    records
+}
+
+#[derive(Debug, Default)]
+struct Gathered {
+    /// Starts with room for the header of the batch it will become.
+    bytes: Vec<u8>,
+    /// How many records were ever gathered.
+    records: u64,
+}
+
+/// Records that wait to become a batch.
+#[derive(Debug, Default)]
+pub(crate) struct Gathering {
+    gathered: Mutex<Gathered>,
+    len: AtomicU64,
+}
+
+impl Gathering {
+    fn gathered(&self) -> MutexGuard<'_, Gathered> {
+        self.gathered.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Gathers a mapping of a run. Called with the leaf locked, so that records of one leaf have
+    /// the order of its changes.
+    pub(crate) fn map(&self, disk: u64, lba: u64, birth: u64, block: u64, crcs: &[u32]) {
+        let mut gathered = self.gathered();
+        encode(&mut gathered.bytes, 1, crcs.len(), [disk, lba, birth, block]);
+        for crc in crcs {
+            gathered.bytes.extend_from_slice(&crc.to_le_bytes());
+        }
+        self.gathered_one(&mut gathered);
+    }
+
+    /// Gathers the clearing of a run.
+    pub(crate) fn clear(&self, disk: u64, lba: u64, count: usize) {
+        let mut gathered = self.gathered();
+        encode(&mut gathered.bytes, 2, count, [disk, lba, 0, 0]);
+        self.gathered_one(&mut gathered);
+    }
+
+    fn gathered_one(&self, gathered: &mut Gathered) {
+        gathered.records += 1;
+        self.len.store(gathered.bytes.len() as u64, Ordering::Relaxed);
+    }
+
+    /// How many records were gathered since the pool was opened.
+    pub(crate) fn count(&self) -> u64 {
+        self.gathered().records
+    }
+
+    /// Bytes that wait.
+    pub(crate) fn waiting(&self) -> u64 {
+        self.len.load(Ordering::Relaxed)
+    }
+
+    /// Everything gathered, and how many records there were up to it.
+    pub(crate) fn take(&self) -> (Vec<u8>, u64) {
+        let mut gathered = self.gathered();
+        self.len.store(0, Ordering::Relaxed);
+        (std::mem::take(&mut gathered.bytes), gathered.records)
+    }
+}
+
+/// Numbers of a batch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct BatchId {
+    pub(crate) opening: u64,
+    pub(crate) number: u64,
+    pub(crate) durable: u64,
+}
+
+/// Bytes a batch with that many bytes of records takes in the log.
+pub(crate) fn batch_len(records: u64) -> u64 {
+    (HEADER as u64 + records).next_multiple_of(SECTOR)
+}
+
+/// A whole batch, padded to sectors.
+pub(crate) fn encode_batch(sums: Sums, id: BatchId, records: &[u8]) -> Vec<u8> {
+    let mut bytes = vec![0; index(batch_len(records.len() as u64))];
+    bytes[..4].copy_from_slice(&MAGIC);
+    put(&mut bytes, 8, id.opening);
+    put(&mut bytes, 16, id.number);
+    put(&mut bytes, 24, id.durable);
+    put(&mut bytes, 32, records.len() as u64);
+    bytes[HEADER..HEADER + records.len()].copy_from_slice(records);
+    let crc = sums.batch(id.number, &bytes[8..HEADER + records.len()]);
+    bytes[4..8].copy_from_slice(&crc.to_le_bytes());
+    bytes
+}
+
+/// The batch that a log has at its front, if it is that one: its durable number, its records and its length.
+pub(crate) fn decode_batch(
+    sums: Sums,
+    opening: u64,
+    number: u64,
+    log: &[u8],
+) -> Option<(u64, &[u8], usize)> {
+    if log.len() < HEADER || log[..4] != MAGIC {
+        return None;
+    }
+    let len = get(log, 32);
+    let end = HEADER.checked_add(usize::try_from(len).ok()?).filter(|end| *end <= log.len())?;
+    let sound = get(log, 8) == opening
+        && get(log, 16) == number
+        && get_u32(log, 4) == sums.batch(number, &log[8..end]);
+    sound.then(|| (get(log, 24), &log[HEADER..end], index(batch_len(len)).min(log.len())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_batch_reads_back_only_as_itself() {
+        let gathering = Gathering::default();
+        gathering.map(7, 300, 4, 9000, &[1, 2, 3]);
+        gathering.clear(7, 512, 256);
+        let (records, count) = gathering.take();
+        assert_eq!(count, 2);
+        let sums = Sums::of_pool(&[3; 16]);
+        let id = BatchId { opening: 2, number: 40, durable: 39 };
+        let bytes = encode_batch(sums, id, &records);
+        let (durable, found, len) = decode_batch(sums, 2, 40, &bytes).unwrap();
+        assert_eq!((durable, len), (39, 512));
+        let map = Change::Map { block: 9000, birth: 4, crcs: vec![1, 2, 3] };
+        assert_eq!(
+            decode_records(found),
+            [
+                Record { disk: 7, lba: 300, change: map },
+                Record { disk: 7, lba: 512, change: Change::Clear { count: 256 } },
+            ]
+        );
+        assert!(decode_batch(sums, 1, 40, &bytes).is_none(), "another opening");
+        assert!(decode_batch(sums, 2, 41, &bytes).is_none(), "another number");
+        assert!(decode_batch(Sums::of_pool(&[4; 16]), 2, 40, &bytes).is_none(), "another pool");
+        for bit in 0..(HEADER + records.len()) * 8 {
+            let mut flipped = bytes.clone();
+            flipped[bit / 8] ^= 1 << (bit % 8);
+            assert!(decode_batch(sums, 2, 40, &flipped).is_none(), "bit {bit}");
+        }
+    }
+}

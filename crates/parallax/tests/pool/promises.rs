@@ -1,0 +1,70 @@
+//! The promises of every disk, kept by a disk of a pool.
+
+use std::sync::Arc;
+
+use kiln_block::testing::{Abilities, Dice, conforms};
+use kiln_block::{BlockDevice, ByteLen, ByteOffset, MemoryDevice};
+use kiln_parallax::{DiskOptions, Pool};
+
+use crate::world::{Model, Op, any_op, model_of, pool_on, rounds, small, step};
+
+const ANY: Abilities = Abilities { granularity: 1, writable: true };
+
+#[test]
+fn a_disk_of_a_pool_is_a_disk() {
+    let device = Arc::new(MemoryDevice::new(ByteLen::mib(32)));
+    let pool = Pool::create(device.clone(), &small()).unwrap();
+    pool.create_disk("one", ByteLen::mib(3), &DiskOptions::default()).unwrap();
+    conforms(&pool.open_disk("one").unwrap(), ANY);
+    let report = pool.verify(true).unwrap();
+    assert!(report.is_clean(), "{report:?}");
+    pool.snapshot("one", "s").unwrap();
+    let read_only = Abilities { granularity: 1, writable: false };
+    conforms(&pool.open_snapshot("one", "s").unwrap(), read_only);
+    let mut before = vec![0; 3 << 20];
+    pool.open_disk("one").unwrap().read_at(ByteOffset::ZERO, &mut before).unwrap();
+    drop(pool);
+    let pool = Pool::open(device, &small()).unwrap();
+    let mut after = vec![0; 3 << 20];
+    pool.open_disk("one").unwrap().read_at(ByteOffset::ZERO, &mut after).unwrap();
+    assert!(before == after, "a reopened disk holds what it held");
+    let report = pool.verify(true).unwrap();
+    assert!(report.is_clean(), "{report:?}");
+}
+
+#[test]
+fn a_pool_agrees_with_a_plain_model_whatever_is_done_to_it() {
+    for seed in 0..rounds(12, 2000) {
+        let mut dice = Dice::seeded(seed + 77);
+        let device = Arc::new(MemoryDevice::new(ByteLen::mib(16)));
+        let mut pool = pool_on(device.clone());
+        let mut model = Model::new();
+        for round in 0..60 {
+            let op = match round {
+                0..=1 => Op::Create(["a", "b"][round], 3072),
+                _ => any_op(&mut dice, u8::try_from(round).unwrap()),
+            };
+            step(&pool, &mut model, &op);
+            if dice.below(15) == 0 {
+                pool.flush().unwrap();
+                drop(pool);
+                pool = Pool::open(device.clone(), &small()).unwrap();
+            }
+            if round % 10 == 9 {
+                assert_eq!(model_of(&pool).unwrap(), model, "seed {seed}, round {round}");
+                let report = pool.verify(true).unwrap();
+                assert!(report.is_clean(), "seed {seed}, round {round}: {report:?}");
+            }
+        }
+        let names: Vec<String> = model.keys().cloned().collect();
+        for name in names {
+            for snapshot in model[&name].snapshots.keys() {
+                pool.delete_snapshot(&name, snapshot).unwrap();
+            }
+            pool.delete(&name).unwrap();
+        }
+        pool.gc().unwrap();
+        let report = pool.verify(true).unwrap();
+        assert!(report.is_clean() && report.data_blocks < 8, "all is given back: {report:?}");
+    }
+}
