@@ -1,0 +1,200 @@
+//! How long a root disk takes: planned, and written, beside a plain `cat` of the same files into one
+//! and `mke2fs -d`, in turns, while the files are in the page cache.
+//!
+//! The tree is `KILN_BENCH_TREE`, else a copy of some 5,000 files of `/usr`. Processor time is user and
+//! system; that of other programs is counted in hundredths of a second, so it is summed over all rounds.
+
+#![expect(clippy::print_stdout, reason = "figures are what a benchmark is for")]
+
+use std::fs::{self, File};
+use std::io::Write as _;
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode, Stdio};
+use std::time::{Duration, Instant};
+
+use kiln_image::ext2::{Options, Plan, Tree};
+use rustix::time::{ClockId, clock_gettime};
+
+const ROUNDS: u32 = 7;
+const FILES: usize = 5000;
+const BYTES: u64 = 230 << 20;
+
+/// What one way took, over all rounds.
+#[derive(Default)]
+struct Cost {
+    walls: Vec<Duration>,
+    cpu: Duration,
+}
+
+impl Cost {
+    fn wall(&self) -> Duration {
+        let mut walls = self.walls.clone();
+        walls.sort();
+        walls[walls.len() / 2]
+    }
+
+    fn best(&self) -> Duration {
+        self.walls.iter().copied().min().unwrap_or_default()
+    }
+
+    fn show(&self, name: &str) {
+        println!(
+            "{name:<24} wall median {:>9.3?} best {:>9.3?}  cpu {:>9.3?}",
+            self.wall(),
+            self.best(),
+            self.cpu / ROUNDS
+        );
+    }
+}
+
+fn main() -> ExitCode {
+    // On the file system of the build, which is where images are, too: /tmp may be memory.
+    let target = std::env::current_exe().expect("a program knows where it is");
+    let folder = tempfile::tempdir_in(target.parent().expect("it lies in a folder"))
+        .expect("the build folder can be written");
+    let source = std::env::var_os("KILN_BENCH_TREE").map_or_else(
+        || {
+            let copy = folder.path().join("tree");
+            copy_some(Path::new("/usr"), &copy);
+            copy
+        },
+        PathBuf::from,
+    );
+    let list = folder.path().join("list");
+    let files = regular_files(&source);
+    let mut names = File::create(&list).expect("the list can be made");
+    for file in &files {
+        names.write_all(file.as_os_str().as_bytes()).expect("the list can be written");
+        names.write_all(b"\0").expect("the list can be written");
+    }
+
+    let summary = plan(&source).summary();
+    println!("tree: {} entries, disk of {} bytes", summary.entries, summary.size.get());
+    println!("metadata: {} bytes", summary.metadata.get());
+    let out = folder.path().join("out");
+    let larger = (summary.size.get() / 1024 * 5 / 4 + (64 << 10)).to_string();
+
+    let [mut planned, mut written, mut cat, mut mke2fs] = [(); 4].map(|()| Cost::default());
+    for round in 0..=ROUNDS {
+        let mut rounds = [
+            (&mut planned, measure(|| drop(plan(&source)))),
+            (&mut written, {
+                let file = File::create(&out).expect("the image can be made");
+                measure(|| {
+                    plan(&source).write(&file).expect("nothing changes");
+                })
+            }),
+            (&mut cat, {
+                let file = File::create(&out).expect("the copy can be made");
+                let list = File::open(&list).expect("it was just written");
+                let mut command = Command::new("xargs");
+                command.args(["-0", "cat"]).stdin(list).stdout(file);
+                measure_child(&mut command)
+            }),
+            (&mut mke2fs, {
+                drop(fs::remove_file(&out));
+                let mut command = Command::new("mke2fs");
+                command.args(["-q", "-t", "ext2", "-b", "4096", "-d"]);
+                command.args([&source, &out]).arg(&larger).stdout(Stdio::null());
+                measure_child(&mut command)
+            }),
+        ];
+        fs::remove_file(&out).expect("it was just written");
+        // The first round fills caches.
+        for (cost, (wall, cpu)) in rounds.iter_mut().filter(|_| round > 0) {
+            cost.walls.push(*wall);
+            cost.cpu += *cpu;
+        }
+    }
+    planned.show("plan");
+    written.show("plan and write");
+    cat.show("limit: cat into one");
+    mke2fs.show("mke2fs -d");
+
+    let ratio = |a: Duration, b: Duration| a.as_secs_f64() / b.as_secs_f64();
+    let to_cat = (ratio(written.wall(), cat.wall()), ratio(written.cpu, cat.cpu));
+    let to_mke2fs = (ratio(written.wall(), mke2fs.wall()), ratio(written.cpu, mke2fs.cpu));
+    println!("write / cat              wall {:.2}  cpu {:.2}", to_cat.0, to_cat.1);
+    println!("write / mke2fs -d        wall {:.2}  cpu {:.2}", to_mke2fs.0, to_mke2fs.1);
+    let entries = u32::try_from(summary.entries).unwrap_or(u32::MAX);
+    // 0.1 s for 5,500 entries, 1 s for 100,000.
+    let plan_bar = Duration::from_millis(50) + Duration::from_micros(10) * entries;
+    let bars = [
+        ("writing takes at most 1.15 times the processor time of cat", to_cat.1 <= 1.15),
+        ("writing takes at most 0.5 times the processor time of mke2fs -d", to_mke2fs.1 <= 0.5),
+        ("planning takes at most 50 ms and 10 us an entry", planned.cpu / ROUNDS <= plan_bar),
+    ];
+    for (bar, reached) in bars {
+        println!("{} {bar}", if reached { "ok  " } else { "MISS" });
+    }
+    if bars.iter().all(|(_, reached)| *reached) { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn plan(source: &Path) -> Plan {
+    let mut tree = Tree::new();
+    tree.add_directory(source).expect("the tree can be read");
+    Plan::new(tree, &Options::default()).expect("the tree fits")
+}
+
+/// All regular files below a folder, in the order of their names.
+fn regular_files(root: &Path) -> Vec<PathBuf> {
+    let mut files = Vec::new();
+    let mut ahead = vec![root.to_owned()];
+    while let Some(folder) = ahead.pop() {
+        let Ok(entries) = fs::read_dir(folder) else { continue };
+        for entry in entries.flatten() {
+            match entry.file_type() {
+                Ok(kind) if kind.is_dir() => ahead.push(entry.path()),
+                Ok(kind) if kind.is_file() => files.push(entry.path()),
+                _ => {}
+            }
+        }
+    }
+    files.sort();
+    files
+}
+
+/// Copies files, evenly picked, until there are enough or they are large enough.
+fn copy_some(from: &Path, to: &Path) {
+    let files = regular_files(from);
+    let mut bytes = 0;
+    for file in files.iter().step_by((files.len() / FILES).max(1)) {
+        let Ok(relative) = file.strip_prefix(from) else { continue };
+        let len = file.metadata().map_or(0, |meta| meta.len());
+        if bytes + len > BYTES {
+            continue;
+        }
+        let copy = to.join(relative);
+        fs::create_dir_all(copy.parent().expect("it has a folder")).expect("a folder can be made");
+        if fs::copy(file, &copy).is_ok() {
+            bytes += len;
+        }
+    }
+}
+
+fn measure(act: impl FnOnce()) -> (Duration, Duration) {
+    let (wall, cpu) = (Instant::now(), processor_time());
+    act();
+    (wall.elapsed(), processor_time().saturating_sub(cpu))
+}
+
+fn measure_child(command: &mut Command) -> (Duration, Duration) {
+    let (wall, cpu) = (Instant::now(), children_time());
+    let status = command.status().expect("coreutils and e2fsprogs are there");
+    assert!(status.success(), "{command:?}: {status}");
+    (wall.elapsed(), children_time().saturating_sub(cpu))
+}
+
+fn processor_time() -> Duration {
+    let time = clock_gettime(ClockId::ProcessCPUTime);
+    Duration::try_from(time).expect("processor time is positive")
+}
+
+/// Of children that were waited for: the 16th and 17th field, in hundredths of a second.
+fn children_time() -> Duration {
+    let stat = fs::read_to_string("/proc/self/stat").expect("/proc is there");
+    let after_name = stat.rsplit(')').next().unwrap_or_default();
+    let ticks = after_name.split_whitespace().skip(13).take(2);
+    Duration::from_millis(ticks.filter_map(|field| field.parse::<u64>().ok()).sum::<u64>() * 10)
+}
