@@ -39,8 +39,8 @@ const STAGE_FULL: usize = 96 << 10;
 const _: () = assert!(STAGE_FULL + DATA_CHUNK_LEN + BRIEF_LEN as usize <= STAGE_LEN);
 const _: () = assert!(REQUEST_LEN + BRIEF_LEN as usize <= INPUT_LEN);
 
-/// Answers requests until the client leaves, breaks the protocol or can no longer be reached; every
-/// request that was received whole has been carried out then.
+/// Answers requests until the client leaves, breaks the protocol or can no longer be reached. Nothing of
+/// the connection is under way when this returns.
 pub(crate) fn transmit<C: Channel>(channel: &C, input: Input, agreement: &Agreement) {
     let connection = Connection {
         channel,
