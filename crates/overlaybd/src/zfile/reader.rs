@@ -1,0 +1,383 @@
+//! Reading a ZFile: its jump table, and blocks one by one or in runs.
+
+use std::io::IoSliceMut;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use kiln_block::{BlockSource, ByteLen, ByteOffset, DeviceError};
+
+use super::cache::BlockCache;
+use super::codec::Codec;
+use super::header::{self, BLOCK_CRC_SEED, Header, crc, is_sealed};
+use crate::input::u32_at;
+use crate::{Input, LayerError};
+
+/// Entries of the jump table between two remembered positions.
+const STRIDE: usize = 16;
+/// Compressed bytes that are read in one go.
+const SPAN: u64 = 256 << 10;
+/// What a sequential reader gets ahead of its needs, and the largest read that goes through the cache.
+const AHEAD: u64 = 128 << 10;
+/// Reads from this size on are decompressed by several threads.
+const PARALLEL: usize = 1 << 20;
+
+/// A ZFile that is open for reading: what it unpacks to, as a disk.
+#[derive(Debug)]
+pub struct ZFile {
+    input: Input,
+    header: Header,
+    /// Compressed bytes of each block, with its CRC.
+    lens: Vec<u32>,
+    /// Where every sixteenth block starts.
+    starts: Vec<u64>,
+    cache: Arc<BlockCache>,
+    owner: u64,
+    threads: usize,
+    /// The block a sequential reader asks for next.
+    expected: AtomicU64,
+}
+
+/// Whether the input starts like a ZFile.
+pub(crate) fn is_zfile(input: &Input) -> Result<bool, LayerError> {
+    let mut magic = [0u8; 24];
+    if input.len() < header::SIZE as u64 {
+        return Ok(false);
+    }
+    input.read(0, &mut magic, "the magic")?;
+    Ok(magic == *header::MAGIC)
+}
+
+fn read_header(input: &Input, at: u64, what: &str) -> Result<(Header, bool), LayerError> {
+    let mut bytes = [0u8; header::SIZE];
+    input.read(at, &mut bytes, what)?;
+    let header = Header::parse(&bytes)
+        .map_err(|(within, rule)| input.damaged(at + within, format!("{what}: {rule}")))?;
+    Ok((header, is_sealed(&bytes)))
+}
+
+impl ZFile {
+    /// Reads and checks everything but the blocks, which are checked when they are read. A large
+    /// read is spread over `threads` threads.
+    pub fn open(input: Input, cache: Arc<BlockCache>, threads: usize) -> Result<ZFile, LayerError> {
+        let (first, _) = read_header(&input, 0, "the ZFile header")?;
+        if !first.is_header {
+            return Err(input.damaged(32, "the ZFile header has a trailer's flags"));
+        }
+        // A complete header makes the trailer unnecessary; others do not even look at it then.
+        let (header, header_at) = if first.complete {
+            (first, 0)
+        } else {
+            let at = input.len().checked_sub(512).filter(|at| *at >= 512);
+            let at = at.ok_or_else(|| input.damaged(512, "the ZFile ends before its trailer"))?;
+            let (trailer, sealed) = read_header(&input, at, "the ZFile trailer")?;
+            if trailer.is_header || !sealed {
+                return Err(input.damaged(at + 32, "the ZFile trailer has no trailer's flags"));
+            }
+            (trailer, at)
+        };
+        let lens = read_table(&input, &header, header_at)?;
+        let starts = starts(&input, &header, header_at, &lens)?;
+        let owner = cache.new_owner();
+        Ok(ZFile {
+            input,
+            header,
+            lens,
+            starts,
+            cache,
+            owner,
+            threads: threads.max(1),
+            expected: AtomicU64::new(0),
+        })
+    }
+
+    /// How its blocks are compressed.
+    pub fn codec(&self) -> Codec {
+        self.header.codec
+    }
+
+    /// Bytes in a block.
+    pub fn block_size(&self) -> u32 {
+        self.header.block_size
+    }
+
+    /// Whether a CRC follows each block.
+    pub fn has_checksums(&self) -> bool {
+        self.header.checksums
+    }
+
+    /// How many blocks there are.
+    pub fn blocks(&self) -> u64 {
+        self.header.content_size.div_ceil(self.block_bytes())
+    }
+
+    /// Its name in errors.
+    pub(crate) fn name(&self) -> &str {
+        self.input.name()
+    }
+
+    /// Decompresses every block and returns what is wrong with each that cannot be, at most `limit`.
+    pub fn damaged_blocks(&self, limit: usize) -> Vec<DeviceError> {
+        let mut out = vec![0; self.header.block_size as usize];
+        (0..self.blocks())
+            .filter_map(|block| {
+                let len = self.len_of(block);
+                self.unpack(block, 1, &mut out[..len]).err()
+            })
+            .take(limit)
+            .collect()
+    }
+
+    fn block_bytes(&self) -> u64 {
+        u64::from(self.header.block_size)
+    }
+
+    /// Bytes in that block: all have the block size but perhaps the last.
+    fn len_of(&self, block: u64) -> usize {
+        let left = self.header.content_size - block * self.block_bytes();
+        usize::try_from(left.min(self.block_bytes())).unwrap_or(0)
+    }
+
+    fn packed_start(&self, block: usize) -> u64 {
+        let base = block / STRIDE;
+        let before = &self.lens[base * STRIDE..block];
+        self.starts[base] + before.iter().map(|len| u64::from(*len)).sum::<u64>()
+    }
+
+    /// Decompresses a run of whole blocks into `out`, on one thread.
+    fn unpack(&self, first: u64, count: u64, out: &mut [u8]) -> Result<(), DeviceError> {
+        let (mut next, mut out) = (first, out);
+        let end = first + count;
+        let mut packed = Vec::new();
+        while next < end {
+            let from = index(next);
+            let mut span = 0;
+            let run = self.lens[from..index(end)]
+                .iter()
+                .take_while(|len| {
+                    span += u64::from(**len);
+                    span <= SPAN || span == u64::from(**len)
+                })
+                .count();
+            let lens = &self.lens[from..from + run];
+            let start = self.packed_start(from);
+            let total: usize = lens.iter().map(|len| *len as usize).sum();
+            packed.resize(total, 0);
+            self.input.read_at(start, &mut packed)?;
+            let mut within = 0;
+            for (len, block) in lens.iter().zip(next..) {
+                let (head, tail) = out.split_at_mut(self.len_of(block));
+                let bytes = &packed[within..within + *len as usize];
+                self.unpack_one(bytes, head).map_err(|rule| DeviceError::Damaged {
+                    at: ByteOffset::new(block * self.block_bytes()),
+                    found: format!(
+                        "{}, block {block} at byte {}: {rule}",
+                        self.name(),
+                        self.input.position(start + within as u64)
+                    ),
+                })?;
+                within += *len as usize;
+                out = tail;
+            }
+            next += run as u64;
+        }
+        Ok(())
+    }
+
+    fn unpack_one(&self, packed: &[u8], out: &mut [u8]) -> Result<(), String> {
+        let data = if self.header.checksums {
+            let (data, stored) = packed.split_at(packed.len() - 4);
+            let (stored, found) = (u32_at(stored, 0), crc(BLOCK_CRC_SEED, data));
+            if stored != found {
+                return Err(format!("its CRC is {stored:08x}, its bytes give {found:08x}"));
+            }
+            data
+        } else {
+            packed
+        };
+        self.header.codec.decompress(data, out)
+    }
+
+    /// A long run of whole blocks, on as many threads as are allowed.
+    fn unpack_parallel(&self, first: u64, count: u64, out: &mut [u8]) -> Result<(), DeviceError> {
+        if self.threads == 1 || out.len() < PARALLEL {
+            return self.unpack(first, count, out);
+        }
+        let share = count.div_ceil(self.threads as u64);
+        let share_bytes = index(share * self.block_bytes());
+        std::thread::scope(|scope| {
+            let workers: Vec<_> = out
+                .chunks_mut(share_bytes)
+                .zip((first..first + count).step_by(index(share)))
+                .map(|(part, from)| {
+                    let blocks = share.min(first + count - from);
+                    scope.spawn(move || self.unpack(from, blocks, part))
+                })
+                .collect();
+            workers.into_iter().try_for_each(|worker| {
+                worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+            })
+        })
+    }
+
+    /// Bytes of one block, through the cache. A reader that comes for the block after its last one
+    /// finds those behind it unpacked already.
+    fn read_cached(&self, block: u64, from: usize, out: &mut [u8]) -> Result<(), DeviceError> {
+        let sequential = self.expected.swap(block + 1, Ordering::Relaxed) == block;
+        if self.cache.copy((self.owner, block), from, out) {
+            return Ok(());
+        }
+        let ahead = if sequential { (AHEAD / self.block_bytes()).max(1) } else { 1 };
+        let count = ahead.min(self.blocks() - block);
+        let mut unpacked = vec![0; index(count * self.block_bytes())];
+        let last = self.len_of(block + count - 1);
+        let size = index((count - 1) * self.block_bytes()) + last;
+        // Damage further on is reported to whoever asks for it.
+        let count = match self.unpack(block, count, &mut unpacked[..size]) {
+            Err(_) if count > 1 => {
+                self.unpack(block, 1, &mut unpacked[..self.len_of(block)])?;
+                1
+            }
+            Err(error) => return Err(error),
+            Ok(()) => count,
+        };
+        for (bytes, number) in
+            unpacked[..size].chunks(self.header.block_size as usize).zip(block..block + count)
+        {
+            self.cache.keep((self.owner, number), bytes);
+        }
+        out.copy_from_slice(&unpacked[from..from + out.len()]);
+        Ok(())
+    }
+
+    fn read(&self, at: u64, out: &mut [u8]) -> Result<(), DeviceError> {
+        let (mut at, mut out) = (at, out);
+        let direct = out.len() as u64 > AHEAD;
+        while !out.is_empty() {
+            let block = at / self.block_bytes();
+            let from = index(at % self.block_bytes());
+            let len = self.len_of(block);
+            let take = if direct && from == 0 && out.len() >= len {
+                // As many whole blocks as fit; the last of all may be short.
+                let mut take = index((out.len() as u64 / self.block_bytes()) * self.block_bytes());
+                let mut count = take as u64 / self.block_bytes();
+                let after = block + count;
+                if after < self.blocks() && out.len() - take >= self.len_of(after) {
+                    take += self.len_of(after);
+                    count += 1;
+                }
+                self.unpack_parallel(block, count, &mut out[..take])?;
+                self.expected.store(block + count, Ordering::Relaxed);
+                take
+            } else {
+                let take = out.len().min(len - from);
+                self.read_cached(block, from, &mut out[..take])?;
+                take
+            };
+            at += take as u64;
+            out = &mut out[take..];
+        }
+        Ok(())
+    }
+}
+
+/// A number of blocks or bytes that lies within a table or buffer in memory.
+fn index(value: u64) -> usize {
+    usize::try_from(value).unwrap_or(usize::MAX)
+}
+
+/// Reads the jump table and checks each entry by itself.
+fn read_table(input: &Input, header: &Header, header_at: u64) -> Result<Vec<u32>, LayerError> {
+    let needed = header.content_size.div_ceil(u64::from(header.block_size));
+    if header.blocks < needed {
+        let rule = format!("{} blocks hold less than the {needed} of the content", header.blocks);
+        return Err(input.damaged(header_at + 48, rule));
+    }
+    let bytes = header.blocks.checked_mul(4);
+    let end = bytes.and_then(|bytes| header.index_offset.checked_add(bytes));
+    let within = end.is_some_and(|end| end <= input.len());
+    let first = 512 + u64::from(header.dict_size);
+    if !within || header.index_offset < first {
+        let rule = format!(
+            "a jump table of {} entries at byte {} does not lie between the header and the end",
+            header.blocks, header.index_offset
+        );
+        return Err(input.damaged(header_at + 40, rule));
+    }
+    let crc_len = if header.checksums { 4 } else { 0 };
+    let longest = header.codec.bound(65536).max(65536) + crc_len;
+    let mut lens = Vec::new();
+    let mut sum = 0;
+    let mut at = header.index_offset;
+    let mut left = bytes.unwrap_or(0);
+    let mut piece = vec![0u8; 65536];
+    while left > 0 {
+        let take = index(left.min(65536));
+        input.read(at, &mut piece[..take], "the jump table")?;
+        sum = crc(sum, &piece[..take]);
+        for (entry, number) in piece[..take].chunks_exact(4).zip(0u64..) {
+            let len = u32_at(entry, 0);
+            if len as usize <= crc_len || len as usize > longest {
+                let rule = format!("block {} cannot take {len} bytes", lens.len());
+                return Err(input.damaged(at + number * 4, rule));
+            }
+            lens.push(len);
+        }
+        at += take as u64;
+        left -= take as u64;
+    }
+    if header.has_digest && sum != header.index_crc {
+        let rule = format!("the jump table's CRC is {:08x}, not {sum:08x}", header.index_crc);
+        return Err(input.damaged(header_at + 64, rule));
+    }
+    Ok(lens)
+}
+
+/// Where every sixteenth block starts; all of them must end before the jump table.
+fn starts(
+    input: &Input,
+    header: &Header,
+    header_at: u64,
+    lens: &[u32],
+) -> Result<Vec<u64>, LayerError> {
+    // Others keep the positions within 64 KiB of content in 16 bits.
+    let group = 65536 / header.block_size as usize;
+    for (number, blocks) in (0u64..).zip(lens.chunks(group)) {
+        let before: u64 = blocks[..blocks.len() - 1].iter().map(|len| u64::from(*len)).sum();
+        if before >= 65535 {
+            let at = header.index_offset + number * group as u64 * 4;
+            return Err(
+                input.damaged(at, format!("{before} bytes overflow a group of {group} blocks"))
+            );
+        }
+    }
+    let mut start = 512 + u64::from(header.dict_size);
+    let mut starts = Vec::with_capacity(lens.len() / STRIDE + 1);
+    for blocks in lens.chunks(STRIDE) {
+        starts.push(start);
+        start += blocks.iter().map(|len| u64::from(*len)).sum::<u64>();
+    }
+    if start > header.index_offset {
+        let rule = format!("the blocks end at {start}, behind the start of the jump table");
+        return Err(input.damaged(header_at + 40, rule));
+    }
+    Ok(starts)
+}
+
+impl BlockSource for ZFile {
+    fn size(&self) -> ByteLen {
+        ByteLen::new(self.header.content_size)
+    }
+
+    fn read_vectored_at(
+        &self,
+        at: ByteOffset,
+        buffers: &mut [IoSliceMut<'_>],
+    ) -> Result<(), DeviceError> {
+        let mut at = at.get();
+        for buffer in buffers {
+            self.read(at, buffer)?;
+            at += buffer.len() as u64;
+        }
+        Ok(())
+    }
+}

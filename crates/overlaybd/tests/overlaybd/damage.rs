@@ -1,0 +1,1 @@
+//! Broken rules, one at a time.

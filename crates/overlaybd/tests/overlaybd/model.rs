@@ -1,0 +1,1 @@
+//! Random writes against a byte array.

@@ -1,0 +1,1 @@
+//! Uppers above layers.
