@@ -8,8 +8,13 @@
 //! conversation and ignored. Bulk data flows only within credit the receiver granted, so that neither
 //! side can wedge the other and heartbeats always get through.
 
+mod answer;
 mod frame;
+mod kind;
 mod message;
+mod request;
+#[cfg(test)]
+mod tests;
 mod wire;
 
 pub use frame::{Decoder, Frame, HEADER_LEN, MAGIC, MAX_PAYLOAD, VERSION, encode_frame};

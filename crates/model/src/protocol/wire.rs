@@ -1,5 +1,6 @@
 //! Integers and byte strings as they lie in a payload: little-endian, strings with a 32-bit length.
 
+use super::frame::{MAX_PAYLOAD, encode_frame};
 use super::message::MessageError;
 
 /// Appends values to a payload.
@@ -108,4 +109,18 @@ impl<'a> Reader<'a> {
     pub(super) fn end(&self) -> Result<(), MessageError> {
         if self.0.is_empty() { Ok(()) } else { Err(MessageError::Trailing { count: self.0.len() }) }
     }
+}
+
+/// Appends a payload as a frame, if it fits into one.
+pub(super) fn finish(
+    kind: u8,
+    channel: u32,
+    body: &Writer,
+    out: &mut Vec<u8>,
+) -> Result<(), MessageError> {
+    if body.0.len() > MAX_PAYLOAD {
+        return Err(MessageError::TooLong { length: body.0.len() });
+    }
+    encode_frame(kind, channel, &body.0, out);
+    Ok(())
 }
