@@ -140,13 +140,8 @@ impl Core {
         walk
     }
 
-    /// Bits of all blocks that maps reach.
+    /// Bits of all blocks that stored maps reach.
     pub(crate) fn reached_blocks(&self) -> Result<Vec<u64>, PoolError> {
-        let heads: Vec<_> = self.catalog().heads.values().cloned().collect();
-        for head in heads {
-            self.store_head(&head)?;
-        }
-        self.catalog().note_heads();
         let catalog = self.catalog();
         let walk = self.walk(&catalog, false);
         match walk.report.problems.first() {

@@ -332,9 +332,10 @@ impl Core {
             self.device.write_vectored_at(at, &slices).map_err(PoolError::device("write"))?;
         }
         self.device.flush().map_err(PoolError::device("sync"))?;
-        let slot = ByteOffset::new((superblock.generation & 1) * BLOCK_LEN);
+        let slot = ByteOffset::new((superblock.generation & 1) * 2 * BLOCK_LEN);
         let bytes = superblock.encode();
-        self.device.write_at(slot, &bytes[..]).map_err(PoolError::device("write"))?;
+        let copies = [IoSlice::new(&bytes[..]), IoSlice::new(&bytes[..])];
+        self.device.write_vectored_at(slot, &copies).map_err(PoolError::device("write"))?;
         self.device.flush().map_err(PoolError::device("sync"))?;
         self.syncs.fetch_add(2, Ordering::Relaxed);
         Ok(())

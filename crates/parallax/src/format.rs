@@ -2,7 +2,7 @@
 //!
 //! | blocks | what |
 //! |---|---|
-//! | 0, 1 | superblock slots; the valid one with the larger generation wins |
+//! | 0 to 3 | superblock slots, two copies each; the valid one with the largest generation wins |
 //! | `wal_start` .. | write-ahead log |
 //! | `map_start` .. | free map, slot 0, then slot 1, `map_pages` each |
 //! | `data_start` .. `blocks` | nodes, catalog pages and data, in any order |
@@ -22,6 +22,8 @@ const MAGIC: [u8; 8] = *b"\x89KPX\r\n\x1a\n";
 pub(crate) const VERSION: u32 = 1;
 /// Feature bits a reader must know to open a pool; version 1 knows none.
 const KNOWN_FEATURES: u64 = 0;
+/// Blocks of the superblock's slots: two of two. A power cut tears one slot, a rotten bit one copy.
+pub(crate) const SUPERBLOCKS: u64 = 4;
 /// Blocks one page of the free map tells about.
 pub(crate) const MAP_BITS: u64 = (BLOCK_LEN - MAP_HEADER as u64) * 8;
 const MAP_HEADER: usize = 32;
@@ -45,7 +47,7 @@ impl Layout {
     /// The layout of a new pool of that size which may grow up to `limit`.
     pub(crate) fn new(size: ByteLen, limit: ByteLen, wal: ByteLen) -> Layout {
         let blocks = size.get() / BLOCK_LEN;
-        let wal_start = 2;
+        let wal_start = SUPERBLOCKS;
         let wal_blocks = (wal.get() / BLOCK_LEN).max(1);
         let map_start = wal_start + wal_blocks;
         let map_pages = (limit.get() / BLOCK_LEN).max(blocks).div_ceil(MAP_BITS);
@@ -63,7 +65,7 @@ impl Layout {
     pub(crate) fn is_sound(&self) -> bool {
         let map_end = self.map_pages.checked_mul(2).and_then(|len| self.map_start.checked_add(len));
         self.blocks <= MAX_BLOCKS
-            && self.wal_start == 2
+            && self.wal_start == SUPERBLOCKS
             && self.wal_blocks >= 1
             && self.wal_start.checked_add(self.wal_blocks) == Some(self.map_start)
             && map_end == Some(self.data_start)

@@ -11,7 +11,8 @@ use crate::cache::Clock;
 use crate::catalog::{Catalog, Is, Root};
 use crate::core::{Commit, Core};
 use crate::format::{
-    BLOCK, BLOCK_LEN, Layout, MAP_BITS, Sums, Superblock, Unreadable, decode_map_page, index,
+    BLOCK, BLOCK_LEN, Layout, MAP_BITS, SUPERBLOCKS, Sums, Superblock, Unreadable, decode_map_page,
+    index,
 };
 use crate::head::Head;
 use crate::node::{Entry, FANOUT, Kind, Node, ROOT_LEVEL};
@@ -34,6 +35,12 @@ impl Default for PoolOptions {
         PoolOptions { cache: ByteLen::mib(32), log: ByteLen::mib(16), limit: ByteLen::ZERO }
     }
 }
+
+/// Batches of a log: which were durable before each, and its records.
+type Batches = Vec<(u64, Vec<Record>)>;
+
+/// How far behind the end of the log a batch is looked for, in bytes.
+const GAP: usize = 1 << 20;
 
 /// Writes an empty pool over whatever the device holds.
 pub(crate) fn format(device: &dyn BlockDevice, options: &PoolOptions) -> Result<(), PoolError> {
@@ -69,25 +76,27 @@ pub(crate) fn format(device: &dyn BlockDevice, options: &PoolOptions) -> Result<
     let log = ByteOffset::new(layout.wal_start * BLOCK_LEN);
     let log_len = ByteLen::new(layout.wal_blocks * BLOCK_LEN);
     device.write_zeroes(log, log_len, true).map_err(fail("write"))?;
-    device.write_at(ByteOffset::ZERO, &[0; BLOCK]).map_err(fail("write"))?;
+    device.write_at(ByteOffset::ZERO, &[0; 4 * BLOCK]).map_err(fail("write"))?;
     device.flush().map_err(fail("sync"))?;
-    let slot = ByteOffset::new(BLOCK_LEN);
-    device.write_at(slot, &superblock.encode()[..]).map_err(fail("write"))?;
+    for copy in 2..SUPERBLOCKS {
+        let at = ByteOffset::new(copy * BLOCK_LEN);
+        device.write_at(at, &superblock.encode()[..]).map_err(fail("write"))?;
+    }
     device.flush().map_err(fail("sync"))
 }
 
 fn newest_superblock(device: &dyn BlockDevice) -> Result<Superblock, PoolError> {
     let mut newest: Option<Superblock> = None;
     let mut refusal = PoolError::NotAPool;
-    for slot in 0..2 {
+    for copy in 0..SUPERBLOCKS {
         let mut bytes = [0; BLOCK];
-        if device.size().get() < 2 * BLOCK_LEN {
+        if device.size().get() < SUPERBLOCKS * BLOCK_LEN {
             break;
         }
-        let at = ByteOffset::new(slot * BLOCK_LEN);
+        let at = ByteOffset::new(copy * BLOCK_LEN);
         device.read_at(at, &mut bytes).map_err(PoolError::device("read"))?;
         match Superblock::decode(&bytes) {
-            Ok(found) if found.generation & 1 == slot => {
+            Ok(found) if found.generation & 1 == copy / 2 => {
                 if newest.as_ref().is_none_or(|newest| newest.generation < found.generation) {
                     newest = Some(found);
                 }
@@ -152,15 +161,16 @@ pub(crate) fn open(
         checkpoints: AtomicU64::new(0),
     };
     *core.catalog() = core.read_catalog(&superblock)?;
-    let batches = core.replay(&superblock)?;
+    if rebuild {
+        // Before anything is allocated: so far nothing is known to be taken.
+        let reached = core.reached_blocks()?;
+        core.space.replace_used(&reached);
+    }
+    let batches = core.replay(&superblock, rebuild)?;
     {
         let mut commit = core.commit.lock().unwrap_or_else(PoisonError::into_inner);
         commit.next_batch += batches;
         commit.durable_batch = commit.next_batch;
-    }
-    if rebuild {
-        let reached = core.reached_blocks()?;
-        core.space.replace_used(&reached);
     }
     core.checkpoint(|_, _| Ok(()))?;
     Ok(core)
@@ -228,8 +238,11 @@ impl Core {
     }
 
     /// Does again what the log says was done since the checkpoint; returns how many batches it had.
-    fn replay(&self, superblock: &Superblock) -> Result<u64, PoolError> {
-        let batches = self.read_log(superblock)?;
+    fn replay(&self, superblock: &Superblock, repair: bool) -> Result<u64, PoolError> {
+        let (batches, end) = self.read_log(superblock)?;
+        if !repair {
+            self.refuse_a_gap(superblock, batches.len() as u64, end)?;
+        }
         let durable = batches.iter().map(|(durable, _)| *durable).max().unwrap_or(0);
         for ((_, records), number) in batches.iter().zip(superblock.wal_batch..) {
             for record in records {
@@ -239,10 +252,36 @@ impl Core {
         Ok(batches.len() as u64)
     }
 
-    fn read_log(&self, superblock: &Superblock) -> Result<Vec<(u64, Vec<Record>)>, PoolError> {
+    /// A batch is written when the one before it is durable. If the log goes on behind its end, what is between was
+    /// flushed once and is damaged now.
+    fn refuse_a_gap(
+        &self,
+        superblock: &Superblock,
+        batches: u64,
+        end: usize,
+    ) -> Result<(), PoolError> {
+        let capacity = index(self.layout.wal_blocks) * BLOCK;
+        let mut bytes = vec![0; (capacity - end).min(GAP)];
+        let from = ByteOffset::new(self.layout.wal_start * BLOCK_LEN + end as u64);
+        self.device.read_at(from, &mut bytes).map_err(PoolError::device("read"))?;
+        let missing = superblock.wal_batch + batches;
+        for at in (0..bytes.len()).step_by(index(crate::wal::SECTOR)) {
+            let number = crate::wal::number_of(superblock.opening, &bytes[at..]);
+            let Some(number) = number.filter(|number| *number > missing) else { continue };
+            if decode_batch(self.sums, superblock.opening, number, &bytes[at..]).is_some() {
+                let found = format!(
+                    "batch {missing} of the log; `repair` opens the pool without what was flushed since"
+                );
+                return Err(PoolError::Damaged { found });
+            }
+        }
+        Ok(())
+    }
+
+    fn read_log(&self, superblock: &Superblock) -> Result<(Batches, usize), PoolError> {
         let capacity = index(self.layout.wal_blocks) * BLOCK;
         let log_at = self.layout.wal_start * BLOCK_LEN;
-        let mut batches = Vec::new();
+        let mut batches = Batches::new();
         let mut at = 0;
         for number in superblock.wal_batch.. {
             if at + HEADER > capacity {
@@ -265,7 +304,7 @@ impl Core {
             at += index(crate::wal::batch_len(len as u64));
             batches.push((durable, decode_records(records)));
         }
-        Ok(batches)
+        Ok((batches, at.min(capacity)))
     }
 
     fn replay_record(&self, record: &Record, durable: bool) -> Result<(), PoolError> {

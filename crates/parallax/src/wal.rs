@@ -187,6 +187,12 @@ pub(crate) fn decode_batch(
     sound.then(|| (get(log, 24), &log[HEADER..end], index(batch_len(len)).min(log.len())))
 }
 
+/// The number a batch of that opening would have, if there is one here.
+pub(crate) fn number_of(opening: u64, log: &[u8]) -> Option<u64> {
+    let header = log.len() >= HEADER && log[..4] == MAGIC && get(log, 8) == opening;
+    header.then(|| get(log, 16))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -48,7 +48,7 @@ fn survives_every_cut(ops: &[Op], samples: usize, stride: usize) {
 }
 
 /// Which disks and snapshots there are is decided whole; what a disk holds is decided by the sector.
-fn is_legal(found: &Model, legal: &[&Model]) -> Result<(), String> {
+pub(crate) fn is_legal(found: &Model, legal: &[&Model]) -> Result<(), String> {
     let shape = |model: &Model| -> Vec<(String, usize, Vec<String>)> {
         let disk = |(name, disk): (&String, &crate::world::ModelDisk)| {
             (name.clone(), disk.now.len(), disk.snapshots.keys().cloned().collect())

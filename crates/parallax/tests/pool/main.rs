@@ -2,5 +2,9 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail the test")]
 
 mod crash;
+mod damage;
+mod faults;
+mod golden;
 mod promises;
+mod regressions;
 mod world;
