@@ -50,7 +50,8 @@ impl Geometry {
             let rest = data_blocks.saturating_sub(room_before).max(SMALLEST_LAST_GROUP);
             if rest + last_head <= GROUP_BLOCKS {
                 let blocks = (groups - 1) * GROUP_BLOCKS + last_head + rest;
-                return (blocks <= u64::from(u32::MAX)).then_some(Geometry { blocks, ..full });
+                let countable = blocks.max(full.inodes()) <= u64::from(u32::MAX);
+                return countable.then_some(Geometry { blocks, ..full });
             }
             groups += 1;
             if groups * GROUP_BLOCKS > 1 << 33 {
@@ -202,6 +203,14 @@ mod tests {
                 );
             }
         }
+    }
+
+    #[test]
+    fn what_32_bits_cannot_count_is_refused() {
+        for (data, inodes) in [(1 << 32, 11), (u64::MAX >> 12, 11), (11, 1 << 32)] {
+            assert_eq!(Geometry::fitting(data, inodes), None, "{data} {inodes}");
+        }
+        assert!(Geometry::fitting((1 << 32) - (1 << 27), 11).is_some());
     }
 
     #[test]

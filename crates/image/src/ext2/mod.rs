@@ -32,3 +32,6 @@ pub use write::Written;
 pub(crate) const BLOCK: u64 = 4096;
 /// The same, for sizing buffers.
 const BLOCK_LEN: usize = 4096;
+
+#[cfg(test)]
+mod tests;

@@ -29,12 +29,13 @@ impl Tree {
     /// attributes, and gives the root its attributes. What lies on another file system stays out; the
     /// directory it is mounted on comes empty.
     pub fn add_directory(&mut self, path: &Path) -> Result<(), Ext2Error> {
-        let meta = fs::metadata(path).map_err(failed("look at", path))?;
+        let unusable = |source| Ext2Error::Host { act: "look at", path: path.to_owned(), source };
+        let meta = fs::metadata(path).map_err(unusable)?;
         if !meta.is_dir() {
             return Err(Ext2Error::NotADirectory { path: path.to_owned() });
         }
         // The source itself may be a link; nothing below it is followed.
-        let path = fs::canonicalize(path).map_err(failed("look at", path))?;
+        let path = fs::canonicalize(path).map_err(unusable)?;
         let mut xattrs = XattrReader::new();
         let found = xattrs.read(&path, &mut self.notes)?;
         let kind = std::mem::replace(&mut self.nodes[NodeId::ROOT.index()].kind, Kind::Fifo);
@@ -59,7 +60,7 @@ impl Tree {
         let mut entries = fs::read_dir(path)
             .and_then(Iterator::collect::<io::Result<Vec<_>>>)
             .map_err(failed("list", path))?;
-        entries.sort_by_key(fs::DirEntry::file_name);
+        entries.sort_by_cached_key(fs::DirEntry::file_name);
         let mut number = None;
         for entry in entries {
             let (path, name) = (entry.path(), entry.file_name());
@@ -264,7 +265,7 @@ fn runs(path: &Path, meta: &Metadata) -> Result<Box<[Run]>, Ext2Error> {
 
 fn failed(act: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Ext2Error {
     move |source| {
-        if is_gone(&source) && act != "look at" {
+        if is_gone(&source) {
             return Ext2Error::Changed { path: path.to_owned() };
         }
         Ext2Error::Host { act, path: path.to_owned(), source }
