@@ -18,7 +18,7 @@ use kiln_block::ByteLen;
 
 pub use error::{Problem, ScenarioError};
 pub use nearest::nearest;
-pub use quantity::{CpuCount, DiskSize, MemorySize, QuantityError, TimeLimit};
+pub use quantity::{CpuCount, DiskSize, MemorySize, QuantityError, TimeLimit, duration};
 pub use stages::{Script, Stage};
 pub(crate) use stages::{check_variable, nearest_stage};
 pub use wish::MachineWish;

@@ -16,11 +16,13 @@ pub(crate) struct RunsArgs {
     pub(crate) scenario: Option<String>,
 
     /// At most this many
-    #[arg(long, short = 'n', value_name = "COUNT", default_value_t = 20)]
+    #[arg(long, short = 'n', value_name = "COUNT", default_value_t = 20,
+        value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) limit: u32,
 
-    /// Only runs that ended so: passed, failed, broken, interrupted, empty or running
-    #[arg(long, value_name = "WORD")]
+    /// Only runs that ended so
+    #[arg(long, value_name = "WORD",
+        value_parser = ["passed", "failed", "broken", "interrupted", "empty", "running"])]
     pub(crate) verdict: Option<String>,
 }
 

@@ -75,7 +75,10 @@ pub(crate) fn runs(session: &Session, args: &RunsArgs) -> Result<Exit, Failure> 
         return Ok(Exit::Success);
     }
     if rows.is_empty() {
-        terminal::say("no runs yet: kiln run simple-example");
+        terminal::say(match (&args.scenario, &args.verdict) {
+            (None, None) => "no runs yet: kiln run simple-example",
+            _ => "no run matches: `kiln runs` lists all of them",
+        });
     }
     for row in rows {
         let tone = match row.word.as_str() {

@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use kiln_image::cache::{ImageError, ImageStore, PruneLimits, StoredImage};
 use kiln_image::newc;
-use kiln_model::scenario::TimeLimit;
+use kiln_model::scenario::duration;
 use serde_json::json;
 
 use super::target;
@@ -111,9 +111,7 @@ fn remove(session: &Session, args: &ImageInspectArgs) -> Result<Exit, Failure> {
 fn prune(session: &Session, args: &ImagePruneArgs) -> Result<Exit, Failure> {
     let unused_for: Duration = match args.unused_for.as_str() {
         "0" | "0s" => Duration::ZERO,
-        text => {
-            text.parse::<TimeLimit>().tried(|| "--unused-for".to_owned()).exits(Exit::Usage)?.get()
-        }
+        text => duration(text).tried(|| "--unused-for".to_owned()).exits(Exit::Usage)?,
     };
     let limits =
         PruneLimits { max_age: Some(unused_for), dry_run: args.dry_run, ..PruneLimits::default() };

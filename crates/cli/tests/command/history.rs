@@ -71,3 +71,11 @@ fn a_run_compared_with_itself_has_no_difference() {
         ended.stdout
     );
 }
+
+#[test]
+fn a_verdict_nobody_gives_is_refused_and_one_without_runs_is_no_empty_history() {
+    let kiln = recorded();
+    kiln.run(&["runs", "--verdict", "fialed"]).exits(2).complains(&["failed"]);
+    kiln.run(&["runs", "--verdict", "passed"]).exits(0).complains(&["no run matches"]);
+    kiln.run(&["runs", "--limit", "0"]).exits(2);
+}

@@ -74,3 +74,12 @@ fn the_shipped_scenarios_are_listed_and_each_parses() {
     }
     assert!(list.as_array().unwrap().iter().all(|row| row["description"] != ""), "{list}");
 }
+
+#[test]
+fn images_are_pruned_by_an_age_of_any_length() {
+    let kiln = Kiln::new();
+    kiln.run(&["image", "prune"]).exits(0);
+    kiln.run(&["image", "prune", "--unused-for", "365d", "--dry-run"]).exits(0);
+    kiln.run(&["image", "prune", "--unused-for", "0"]).exits(0);
+    kiln.run(&["image", "prune", "--unused-for", "soon"]).exits(2).complains(&["is not a time"]);
+}

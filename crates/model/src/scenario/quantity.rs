@@ -147,44 +147,46 @@ impl FromStr for TimeLimit {
     type Err = QuantityError;
 
     fn from_str(text: &str) -> Result<TimeLimit, QuantityError> {
-        let wrong = || {
-            let text: String = text.chars().take(32).collect();
-            QuantityError(format!("{text:?} is not a time: write 500ms, 90s, 10m, 1h30m or 2d"))
+        TimeLimit::new(duration(text)?)
+    }
+}
+
+/// Reads a duration of any length, written as a [`TimeLimit`] is.
+pub fn duration(text: &str) -> Result<Duration, QuantityError> {
+    let wrong = || {
+        let text: String = text.chars().take(32).collect();
+        QuantityError(format!("{text:?} is not a time: write 500ms, 90s, 10m, 1h30m or 2d"))
+    };
+    let mut rest = text.trim();
+    if rest.is_empty() {
+        return Err(wrong());
+    }
+    let mut total: u64 = 0;
+    let mut last_unit = u64::MAX;
+    while !rest.is_empty() {
+        let digits = rest.len() - rest.trim_start_matches(|c: char| c.is_ascii_digit()).len();
+        let (number, tail) = rest.split_at(digits);
+        let letters = tail.len() - tail.trim_start_matches(|c: char| c.is_ascii_alphabetic()).len();
+        let (unit, tail) = tail.split_at(letters);
+        let millis: u64 = match unit {
+            "ms" => 1,
+            "s" => 1000,
+            "m" => 60_000,
+            "h" => 3_600_000,
+            "d" => 86_400_000,
+            _ => return Err(wrong()),
         };
-        let mut rest = text.trim();
-        if rest.is_empty() {
+        // Larger units first, each once: `30m1h` and `1s1s` are slips, not times.
+        if millis >= last_unit {
             return Err(wrong());
         }
-        let mut total: u64 = 0;
-        let mut last_unit = u64::MAX;
-        while !rest.is_empty() {
-            let digits = rest.len() - rest.trim_start_matches(|c: char| c.is_ascii_digit()).len();
-            let (number, tail) = rest.split_at(digits);
-            let letters =
-                tail.len() - tail.trim_start_matches(|c: char| c.is_ascii_alphabetic()).len();
-            let (unit, tail) = tail.split_at(letters);
-            let millis: u64 = match unit {
-                "ms" => 1,
-                "s" => 1000,
-                "m" => 60_000,
-                "h" => 3_600_000,
-                "d" => 86_400_000,
-                _ => return Err(wrong()),
-            };
-            // Larger units first, each once: `30m1h` and `1s1s` are slips, not times.
-            if millis >= last_unit {
-                return Err(wrong());
-            }
-            last_unit = millis;
-            let count: u64 = number.parse().map_err(|_| wrong())?;
-            total = count
-                .checked_mul(millis)
-                .and_then(|part| total.checked_add(part))
-                .ok_or_else(wrong)?;
-            rest = tail;
-        }
-        TimeLimit::new(Duration::from_millis(total))
+        last_unit = millis;
+        let count: u64 = number.parse().map_err(|_| wrong())?;
+        total =
+            count.checked_mul(millis).and_then(|part| total.checked_add(part)).ok_or_else(wrong)?;
+        rest = tail;
     }
+    Ok(Duration::from_millis(total))
 }
 
 /// The shortest exact form: `1h30m`, `90s` becomes `1m30s`.
