@@ -112,7 +112,8 @@ fn warn_of_unknown(variables: &[(String, String)]) {
         keys.chain(keys::OTHER_VARIABLES.iter().map(|(name, _)| *name))
     };
     for (name, _) in variables {
-        if !known().any(|known| known == name) {
+        let of_benchmarks = name.starts_with("KILN_BENCH_");
+        if !of_benchmarks && !known().any(|known| known == name) {
             let meant = kiln_model::scenario::nearest(name, known());
             let meant = meant.map(|near| format!("; did you mean {near}?")).unwrap_or_default();
             let shown = crate::hostile::line(name);

@@ -33,7 +33,7 @@ fn settle(
         let cure = verdict.cure().map_or_else(String::new, |cure| format!("; {cure}"));
         Happening::Note {
             level: NoteLevel::Info,
-            text: format!("TCG instead of KVM: {verdict}{cure}"),
+            text: format!("TCG instead of KVM, several times slower: {verdict}{cure}"),
         }
     }))
 }

@@ -74,7 +74,7 @@ pub(crate) fn doctor(session: &Session, _args: &DoctorArgs) -> Result<Exit, Fail
     Ok(exit)
 }
 
-/// `limited  kvm      unusable: …; expect 10 times longer. Cure: …`
+/// `limited  kvm      unusable: …; TCG will be used. Cure: …`
 fn row(check: &Check, paint: &dyn Fn(Tone, &str) -> String) -> String {
     let (word, tone) = match check.state {
         State::Ok => ("ok", Tone::Good),

@@ -68,9 +68,9 @@ impl KvmVerdict {
             KvmVerdict::Forbidden => {
                 Some("join the group that owns it and log in again: sudo usermod -aG kvm $USER")
             }
-            KvmVerdict::Unusable { .. } => Some(
-                "run Kiln on the physical host, or turn on nested virtualisation there; until then QEMU translates (TCG), several times slower",
-            ),
+            KvmVerdict::Unusable { .. } => {
+                Some("run Kiln on the physical host, or turn on nested virtualisation there")
+            }
         }
     }
 }

@@ -71,7 +71,7 @@ fn kvm(session: &Session) -> Check {
     if verdict.is_usable() {
         return Check::ok("kvm", verdict.to_string());
     }
-    let found = format!("{verdict}; TCG will be used, expect everything to take 10 times as long");
+    let found = format!("{verdict}; TCG will be used, which takes several times as long");
     let cure = verdict.cure().unwrap_or("run on a machine whose /dev/kvm works");
     Check::limited("kvm", found, cure)
 }
