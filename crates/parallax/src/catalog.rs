@@ -127,7 +127,11 @@ impl State {
             created: number(8),
             cursor: number(9),
         };
-        if state.id == 0 || state.size > crate::MAX_DISK.get() {
+        let counts = [state.referenced, state.written, state.quota];
+        let sound = state.id != 0
+            && check_size(ByteLen::new(state.size)).is_ok()
+            && counts.iter().all(|blocks| *blocks < 1 << 50);
+        if !sound {
             return Err("a record with an impossible number");
         }
         Ok(Some(state))
@@ -195,8 +199,8 @@ impl Catalog {
         Ok(())
     }
 
-    /// A parent that is missing or that leads in a circle would be believed for ever.
-    pub(crate) fn check_parents(&self) -> Result<(), PoolError> {
+    /// A parent that is missing or leads in a circle, or an id that is yet to be given, would be believed for ever.
+    pub(crate) fn check(&self) -> Result<(), PoolError> {
         for state in self.states.values() {
             let parent = self.states.get(&state.parent);
             let sound = state.parent == 0
@@ -204,9 +208,9 @@ impl Catalog {
                     parent.is == Is::Snapshot
                         && (state.is != Is::Snapshot || parent.epoch < state.epoch)
                 });
-            if !sound {
+            if !sound || state.id >= self.next_id {
                 return Err(PoolError::Damaged {
-                    found: format!("{:?} evolved from a snapshot that is not there", state.name),
+                    found: format!("the catalog's record of {:?}", state.name),
                 });
             }
         }

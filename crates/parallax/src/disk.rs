@@ -370,7 +370,7 @@ impl Core {
         let quota = head.quota.load(Ordering::Relaxed);
         if map.is_some() && quota > 0 {
             let holes = (0..index(count)).filter(|n| node.get(first + n).is_hole()).count() as u64;
-            if holes > 0 && head.referenced.load(Ordering::Relaxed) + holes > quota {
+            if holes > 0 && head.referenced.load(Ordering::Relaxed).saturating_add(holes) > quota {
                 return Err(PoolError::NoSpace);
             }
         }

@@ -12,7 +12,7 @@ use crate::catalog::{Catalog, Is, Root};
 use crate::core::{Commit, Core};
 use crate::format::{
     BLOCK, BLOCK_LEN, Layout, MAP_BITS, SUPERBLOCKS, Sums, Superblock, Unreadable, decode_map_page,
-    index,
+    index, same,
 };
 use crate::head::Head;
 use crate::node::{Entry, FANOUT, Kind, Node, ROOT_LEVEL};
@@ -213,7 +213,8 @@ impl Core {
                 }
                 let at = ByteOffset::new(entry.block * BLOCK_LEN);
                 self.device.read_at(at, &mut bytes).map_err(PoolError::device("read"))?;
-                if self.sums.data(page, &bytes) != entry.crc || page >= superblock.catalog_pages {
+                let right = same(entry.crc, self.sums.data(page, &bytes));
+                if !right || page >= superblock.catalog_pages {
                     let found = format!("a wrong checksum of page {page} of the catalog");
                     return Err(PoolError::Damaged { found });
                 }
@@ -223,7 +224,7 @@ impl Core {
             from = number + 1;
         }
         catalog.pages = superblock.catalog_pages;
-        catalog.check_parents()?;
+        catalog.check()?;
         let mut heads = BTreeMap::new();
         for state in catalog.all().filter(|state| state.is == Is::Disk) {
             let head = Head::new(state, catalog.floor(state), false);
@@ -325,14 +326,14 @@ impl Core {
         for (n, lba) in (0..count).zip(record.lba..) {
             let new = match &record.change {
                 Change::Map { block, birth, crcs } => {
-                    let (block, crc) = (block + n, crcs[index(n)]);
+                    let (block, crc) = (block.saturating_add(n), crcs[index(n)]);
                     if !self.space.holds(block) {
                         continue;
                     }
                     if !durable {
                         let at = ByteOffset::new(block * BLOCK_LEN);
                         self.device.read_at(at, &mut bytes).map_err(PoolError::device("read"))?;
-                        if self.sums.data(lba, &bytes) != crc {
+                        if !same(crc, self.sums.data(lba, &bytes)) {
                             continue;
                         }
                     }

@@ -146,11 +146,13 @@ impl Space {
         if blocks.is_empty() {
             return;
         }
-        for block in blocks {
+        // A leaf that was never looked at may be replaced, so what its entry says is not known to be true.
+        let held = || blocks.iter().filter(|block| self.holds(**block));
+        for block in held() {
             self.used[index(block / 64)].fetch_and(!(1 << (block % 64)), Ordering::Relaxed);
             self.stale[index(block / MAP_BITS)].store(3, Ordering::Relaxed);
         }
-        self.freed.lock().unwrap_or_else(PoisonError::into_inner).extend_from_slice(blocks);
+        self.freed.lock().unwrap_or_else(PoisonError::into_inner).extend(held());
     }
 
     /// How many blocks wait for a checkpoint to become free.

@@ -8,7 +8,7 @@ use kiln_block::ByteOffset;
 use crate::PoolError;
 use crate::cache::Leaf;
 use crate::core::Core;
-use crate::format::{BLOCK, BLOCK_LEN};
+use crate::format::{BLOCK, BLOCK_LEN, same};
 use crate::head::{Head, Place};
 use crate::node::{Entry, FANOUT, Kind, Node, ROOT_LEVEL, leaves_below, place_of};
 
@@ -53,7 +53,7 @@ impl Core {
         self.device
             .read_at(ByteOffset::new(entry.block * BLOCK_LEN), &mut bytes[..])
             .map_err(PoolError::device("read"))?;
-        if self.sums.node(entry.block, &bytes[..]) != entry.crc {
+        if !same(entry.crc, self.sums.node(entry.block, &bytes[..])) {
             return Err(damaged("a wrong checksum of a node"));
         }
         Node::from_bytes(bytes, level, first).ok_or_else(|| damaged("another node"))

@@ -18,7 +18,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use crate::format::{Sums, get, get_u32, index, put};
+use crate::format::{Sums, get, get_u32, index, put, same};
 
 const MAGIC: [u8; 4] = *b"KPXw";
 /// Bytes before the records of a batch.
@@ -183,7 +183,7 @@ pub(crate) fn decode_batch(
     let end = HEADER.checked_add(usize::try_from(len).ok()?).filter(|end| *end <= log.len())?;
     let sound = get(log, 8) == opening
         && get(log, 16) == number
-        && get_u32(log, 4) == sums.batch(number, &log[8..end]);
+        && same(get_u32(log, 4), sums.batch(number, &log[8..end]));
     sound.then(|| (get(log, 24), &log[HEADER..end], index(batch_len(len)).min(log.len())))
 }
 
