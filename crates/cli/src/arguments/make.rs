@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand, ValueEnum};
+use kiln_block::ByteLen;
 
 /// Fetch, list and remove kernels.
 #[derive(Debug, Subcommand)]
@@ -66,6 +67,7 @@ pub(crate) struct KernelNameArgs {
 #[derive(Debug, Subcommand)]
 pub(crate) enum ImageCommand {
     Build(ImageBuildArgs),
+    Ext2(ImageExt2Args),
     /// List the images in the cache
     #[command(after_help = "Examples:\n  kiln image ls")]
     Ls,
@@ -97,6 +99,34 @@ pub(crate) struct ImageBuildArgs {
     /// Also copy it here
     #[arg(long, short, value_name = "FILE")]
     pub(crate) output: Option<PathBuf>,
+}
+
+/// Make an ext2 file system from directories
+///
+/// Owners, times, links, holes, devices and extended attributes are kept; with several directories, later ones
+/// lie over earlier ones. Nothing is mounted, and root is not needed. The same directories give the same bytes;
+/// with SOURCE_DATE_EPOCH in the environment no time is later than that. Space beyond what the files need is
+/// only there if it is asked for.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  kiln image ext2 rootfs --output root.img
+  kiln image ext2 base overlay --output root.img --free 512M --label root")]
+pub(crate) struct ImageExt2Args {
+    /// Directories that the file system will hold the contents of
+    #[arg(value_name = "SOURCE", required = true)]
+    pub(crate) sources: Vec<PathBuf>,
+
+    /// Where to write it; replaced once it is complete
+    #[arg(long, short, value_name = "FILE")]
+    pub(crate) output: PathBuf,
+
+    /// Free space in it, such as 512M
+    #[arg(long, value_name = "SIZE", default_value = "0", value_parser = str::parse::<ByteLen>)]
+    pub(crate) free: ByteLen,
+
+    /// Its name, up to 16 bytes
+    #[arg(long, value_name = "NAME", default_value = "")]
+    pub(crate) label: String,
 }
 
 /// Names one image.

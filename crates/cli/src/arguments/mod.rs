@@ -10,8 +10,8 @@ pub(crate) use inspect::{
     ReplayArgs, ReportArgs, RunsArgs, ShowArgs,
 };
 pub(crate) use make::{
-    ImageBuildArgs, ImageCommand, ImageInspectArgs, ImagePruneArgs, JobCommand, JobExecArgs,
-    KernelCommand, KernelFetchArgs, KernelFlavour, KernelNameArgs,
+    ImageBuildArgs, ImageCommand, ImageExt2Args, ImageInspectArgs, ImagePruneArgs, JobCommand,
+    JobExecArgs, KernelCommand, KernelFetchArgs, KernelFlavour, KernelNameArgs,
 };
 pub(crate) use run::{MachineArgs, PlanArgs, RunArgs, ShellArgs};
 

@@ -29,6 +29,7 @@ pub(crate) fn store(session: &Session) -> Result<ImageStore, Failure> {
 pub(crate) fn image(session: Session, command: &ImageCommand) -> Result<Exit, Failure> {
     match command {
         ImageCommand::Build(args) => build(session, args),
+        ImageCommand::Ext2(args) => super::ext2::ext2(&session, args),
         ImageCommand::Ls => list(&session),
         ImageCommand::Rm(args) => remove(&session, args),
         ImageCommand::Prune(args) => prune(&session, args),

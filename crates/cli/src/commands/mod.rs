@@ -3,6 +3,7 @@
 mod about;
 mod config;
 mod doctor;
+mod ext2;
 pub(crate) mod history;
 mod image;
 mod job;

@@ -3,6 +3,7 @@
 mod config;
 mod doctor;
 mod errors;
+mod ext2;
 mod faults;
 mod help;
 mod history;

@@ -1,0 +1,46 @@
+//! `kiln image ext2`: a file system from directories.
+
+use crate::kiln::{Kiln, ended};
+
+#[test]
+fn directories_become_a_file_system_the_same_every_time() {
+    let kiln = Kiln::new();
+    kiln.write("base/etc/hostname", "base\n");
+    kiln.write("over/etc/hostname", "over\n");
+    let make = |output: &str| {
+        let arguments = ["image", "ext2", "base", "over", "--output", output, "--label", "root"];
+        let mut command = kiln.command(&arguments);
+        command.args(["--free", "2M", "--format", "json"]).env("SOURCE_DATE_EPOCH", "1700000000");
+        ended(&mut command).exits(0).json()
+    };
+    let (first, second) = (make("one.img"), make("two.img"));
+    assert_eq!(first["entries"], 4, "root, lost+found, etc, hostname");
+    assert_eq!(first["bytes"], second["bytes"]);
+    let read = |name: &str| std::fs::read(kiln.folder().join(name)).expect("it was written");
+    let image = read("one.img");
+    assert!(image == read("two.img"), "byte-identical");
+    assert_eq!(first["bytes"], image.len());
+    assert_eq!(image[1080..1082], [0x53, 0xef], "the magic of ext2");
+    assert_eq!(&image[1144..1148], b"root");
+    let holds = |text: &[u8]| image.windows(text.len()).any(|window| window == text);
+    assert!(holds(b"over\n") && !holds(b"base\n"), "the later directory wins");
+    let left: Vec<_> = std::fs::read_dir(kiln.folder())
+        .expect("the folder is there")
+        .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
+        .filter(|name| name.starts_with('.'))
+        .collect();
+    assert!(left.is_empty(), "nothing is left beside the output: {left:?}");
+}
+
+#[test]
+fn a_source_that_is_no_directory_is_the_callers_slip_and_leaves_no_output() {
+    let kiln = Kiln::new();
+    kiln.write("file", "");
+    for (source, says) in [("file", "is not a directory"), ("nowhere", "cannot look at nowhere")] {
+        kiln.run(&["image", "ext2", source, "--output", "out.img"]).exits(2).complains(&[says]);
+    }
+    assert!(!kiln.folder().join("out.img").exists());
+    let mut command = kiln.command(&["image", "ext2", ".", "--output", "/nowhere/out.img"]);
+    command.env("SOURCE_DATE_EPOCH", "yesterday");
+    ended(&mut command).exits(2).complains(&["SOURCE_DATE_EPOCH", "yesterday"]);
+}
