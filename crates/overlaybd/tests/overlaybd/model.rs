@@ -48,8 +48,9 @@ fn apply(changes: &[Change], disk: &dyn BlockDevice, mirror: &mut [u8]) {
         match value {
             Some(value) => {
                 // A value alone would not show a sector that ends up in another's place.
-                for (byte, position) in mirror[from..to].iter_mut().zip(from / 512 * 7..) {
-                    *byte = value.wrapping_add((position / 512 * 31 % 251) as u8);
+                for (byte, position) in mirror[from..to].iter_mut().zip(from..) {
+                    let sector = u8::try_from(position / 512 % 251).unwrap();
+                    *byte = value.wrapping_add(sector);
                 }
                 disk.write_at(at, &mirror[from..to]).unwrap();
             }
