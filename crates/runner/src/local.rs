@@ -130,9 +130,10 @@ fn attend(
             Err(RecvTimeoutError::Timeout) => {}
         }
         let urgency = stop.urgency();
-        while told < urgency {
-            told = if told == Urgency::GoOn { Urgency::Drain } else { Urgency::Kill };
-            interrupt(job);
+        if told < urgency {
+            told = urgency;
+            // Two interrupts that come together are heard as one, so the second request is another signal.
+            ask(job, if told == Urgency::Kill { Signal::TERM } else { Signal::INT });
         }
         if urgency == Urgency::Kill
             && killed_at.get_or_insert_with(Instant::now).elapsed() > LAST_GRACE
@@ -148,10 +149,10 @@ fn attend(
     describe(status.ok().flatten(), &complaints)
 }
 
-/// Asks once more, the way Ctrl-C would.
-fn interrupt(job: &Tethered) {
+/// Asks the job to stop; what it does then is its own business.
+fn ask(job: &Tethered, signal: Signal) {
     if let Some(pid) = i32::try_from(job.pid()).ok().and_then(Pid::from_raw) {
-        let _ = kill_process(pid, Signal::INT);
+        let _ = kill_process(pid, signal);
     }
 }
 

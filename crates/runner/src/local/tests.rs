@@ -53,6 +53,15 @@ fn passed(stage: &str) -> String {
 
 /// Runs a shell script as the job; the sink may ask for a stop when it sees what it waits for.
 fn run_script(script: &str, stop: &StopToken, stop_at: &str) -> (Verdict, Vec<String>) {
+    run_script_until(script, stop, stop_at, StopToken::ask)
+}
+
+fn run_script_until(
+    script: &str,
+    stop: &StopToken,
+    stop_at: &str,
+    request: fn(&StopToken),
+) -> (Verdict, Vec<String>) {
     let folder = tempfile::tempdir().unwrap();
     let arguments = vec!["-c".into(), script.into(), "job".into()];
     let program = JobProgram { program: "/bin/sh".into(), arguments };
@@ -65,7 +74,7 @@ fn run_script(script: &str, stop: &StopToken, stop_at: &str) -> (Verdict, Vec<St
             other => format!("{other:?}"),
         };
         if line.contains(stop_at) && !stop_at.is_empty() {
-            stop.ask();
+            request(stop);
         }
         told.push(line);
     };
@@ -121,6 +130,17 @@ fn a_request_to_stop_reaches_the_job_as_an_interrupt() {
     let (verdict, told) = run_script(&script, &StopToken::new(), "boo");
     assert_eq!(told[1..], ["a: passed", "b: not-run (interrupted)", "run: interrupted"]);
     assert_eq!(verdict, Verdict::Interrupted);
+}
+
+/// Had it been two interrupts, the job might have heard only one, and let its stage run to the end.
+#[test]
+fn a_request_to_stop_at_once_reaches_the_job_as_a_termination() {
+    let script = format!(
+        "trap 'echo \"{}\"; exit 0' TERM\ntrap '' INT\necho boo\nwhile :; do sleep 0.05; done",
+        passed("a").replace('"', "\\\"")
+    );
+    let (_, told) = run_script_until(&script, &StopToken::new(), "boo", StopToken::kill);
+    assert_eq!(told[1..], ["a: passed", "b: not-run (interrupted)", "run: interrupted"]);
 }
 
 #[test]
