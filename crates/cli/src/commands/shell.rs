@@ -6,10 +6,12 @@ use std::time::Duration;
 
 use kiln_model::event::{Event, Happening, NoteLevel};
 use kiln_model::plan::{Choices, Plan};
+use kiln_model::protocol::ErrorKind;
 use kiln_model::scenario::Scenario;
 use kiln_model::{RunId, event::KernelIdentity};
 use kiln_runner::shell::{Shell, ShellError, ShellEvent, ShellInput};
 use kiln_runner::{StopToken, Urgency, settle_acceleration};
+use kiln_vm::agent::AgentError;
 
 use super::target;
 use crate::arguments::ShellArgs;
@@ -182,6 +184,13 @@ fn from_shell(error: ShellError) -> Failure {
             (Exit::TestsFailed, "a kernel that needs longer gets it with --boot-timeout 5m")
         }
         ShellError::Interrupted => (Exit::Interrupted, "nothing is left running"),
+        // As a shell would say it.
+        ShellError::Agent {
+            source: AgentError::Guest { kind: ErrorKind::NotFound, .. }, ..
+        } => (Exit::Guest(127), "what the guest holds is named in [guest] of the scenario"),
+        ShellError::Agent { source: AgentError::Guest { .. }, .. } => {
+            (Exit::Guest(126), "the machine itself is well: try it by hand in `kiln shell`")
+        }
         ShellError::Agent { .. } => {
             (Exit::InfrastructureBroke, "the machine crashed or was switched off")
         }
@@ -229,5 +238,22 @@ impl BootView {
         if let Some(bar) = &self.bar {
             bar.finish_and_clear();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_command_the_guest_does_not_hold_ends_as_in_any_shell() {
+        let refused = |kind| {
+            let source = AgentError::Guest { kind, text: "cannot run it".to_owned() };
+            from_shell(ShellError::Agent { act: "start the program", source }).exit
+        };
+        assert_eq!(refused(ErrorKind::NotFound), Exit::Guest(127));
+        assert_eq!(refused(ErrorKind::Failed), Exit::Guest(126));
+        let lost = ShellError::Agent { act: "listen", source: AgentError::Disconnected };
+        assert_eq!(from_shell(lost).exit, Exit::InfrastructureBroke);
     }
 }
