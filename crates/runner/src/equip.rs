@@ -2,9 +2,11 @@
 
 use std::path::PathBuf;
 
-use kiln_image::cache::{BuiltImage, GuestExecutable, ImageError, ImageRequest, ImageStore};
+use kiln_image::cache::{
+    BuiltImage, ForeseenImage, GuestExecutable, ImageError, ImageRequest, ImageStore,
+};
 use kiln_image::kernel::{BootFile, Kernel, KernelCache, KernelError};
-use kiln_image::manifest::ManifestSource;
+use kiln_image::manifest::{Contents, ManifestSource};
 use kiln_model::RunId;
 use kiln_model::event::{Happening, NoteLevel};
 use kiln_model::plan::JobPlaces;
@@ -52,27 +54,46 @@ pub enum EquipError {
 
 /// What the image of a scenario is asked for with.
 pub fn image_request(loaded: &Loaded, kernel: &Kernel, stores: &Stores) -> ImageRequest {
-    let manifest = ManifestSource::of_scenario(
-        loaded.source.clone(),
-        loaded.text.clone(),
-        loaded.folder.clone(),
-    );
-    ImageRequest::new(manifest, kernel.clone(), stores.kernels.clone(), stores.guest.clone())
+    let (kernel, kernels) = (kernel.clone(), stores.kernels.clone());
+    ImageRequest::new(manifest_of(loaded), kernel, kernels, stores.guest.clone())
+}
+
+fn manifest_of(loaded: &Loaded) -> ManifestSource {
+    ManifestSource::of_scenario(loaded.source.clone(), loaded.text.clone(), loaded.folder.clone())
+}
+
+fn image_trouble(loaded: &Loaded, error: ImageError) -> EquipError {
+    EquipError::Image { scenario: loaded.source.clone(), source: Box::new(error) }
+}
+
+/// What the image of a scenario would be on a kernel, without building it; mistakes of the manifest and missing
+/// files are found as [`equip`] finds them.
+pub fn foresee(
+    loaded: &Loaded,
+    kernel: &Kernel,
+    stores: &Stores,
+) -> Result<ForeseenImage, EquipError> {
+    let request = image_request(loaded, kernel, stores);
+    stores.images.foresee(&request).map_err(|error| image_trouble(loaded, error))
 }
 
 /// Finds or builds what a scenario boots on a kernel.
 pub fn equip(loaded: &Loaded, kernel: &Kernel, stores: &Stores) -> Result<Equipment, EquipError> {
     let boot_file = kernel.boot_file(&stores.kernels)?;
-    let image =
-        stores.images.get_or_build(&image_request(loaded, kernel, stores)).map_err(|error| {
-            EquipError::Image { scenario: loaded.source.clone(), source: Box::new(error) }
-        })?;
+    let image = stores
+        .images
+        .get_or_build(&image_request(loaded, kernel, stores))
+        .map_err(|error| image_trouble(loaded, error))?;
     let mut notes = image.notes.clone();
     if let BootFile::BzImage(_, why) = &boot_file {
         notes.push(format!("the kernel boots from its bzImage, which takes longer: {why}"));
     }
     let boot = boot_file.path().to_owned();
-    Ok(Equipment { image, boot, modules: modules_of(&loaded.text), notes })
+    // The image was resolved from the same includes, so this finds them too.
+    let modules = Contents::load(&manifest_of(loaded))
+        .map_err(|error| image_trouble(loaded, error.into()))?
+        .required_modules();
+    Ok(Equipment { image, boot, modules, notes })
 }
 
 impl Equipment {
@@ -100,29 +121,5 @@ impl Equipment {
             initramfs: self.image.path.clone(),
             modules: self.modules.clone(),
         }
-    }
-}
-
-/// The modules `[guest]` itself names and does not call optional. Those of its includes are in the image too, and
-/// are loaded when the kernel asks for them.
-fn modules_of(text: &str) -> Vec<String> {
-    let document: toml::Table = text.parse().unwrap_or_default();
-    let names = document
-        .get("guest")
-        .and_then(|guest| guest.get("modules"))
-        .and_then(toml::Value::as_array);
-    let names = names.into_iter().flatten().filter_map(toml::Value::as_str);
-    names.filter(|name| !name.starts_with('?')).map(str::to_owned).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_modules_a_scenario_needs_are_loaded_and_optional_ones_left_alone() {
-        let text = "name = \"x\"\n[guest]\nmodules = [\"btrfs\", \"?zram\"]\n";
-        assert_eq!(modules_of(text), ["btrfs"]);
-        assert!(modules_of("name = \"x\"").is_empty());
     }
 }

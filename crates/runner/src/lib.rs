@@ -17,7 +17,7 @@ mod stop;
 pub mod watch;
 
 pub use acceleration::settle_acceleration;
-pub use equip::{EquipError, Equipment, Stores, equip, image_request};
+pub use equip::{EquipError, Equipment, Stores, equip, foresee, image_request};
 pub use load::{LoadError, Loaded, MAX_SCRIPT, load};
 pub use sink::{EventSink, JsonLines};
 pub use stop::{StopToken, Urgency};

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use kiln_image::cache::ForeseenImage;
 use kiln_model::plan::Plan;
 use serde_json::json;
 
@@ -28,11 +29,12 @@ pub(crate) fn plan(mut session: Session, args: &PlanArgs) -> Result<Exit, Failur
     let mut choices = target::choices(&session);
     choices.stages.clone_from(&args.target.stages);
     let plan = target::planned(&loaded.scenario, &kernel.identity(), &choices)?;
+    let image = target::foreseen(&session, &loaded, &kernel)?;
     if session.json() {
-        session.out_json(&as_json(&plan))?;
+        session.out_json(&as_json(&plan, image.as_ref()))?;
         return Ok(Exit::Success);
     }
-    for line in lines(&plan, &kernel.image.display().to_string()) {
+    for line in lines(&plan, &kernel.image.display().to_string(), image.as_ref()) {
         terminal::out_line(&line)?;
     }
     Ok(Exit::Success)
@@ -60,11 +62,15 @@ fn list(session: &Session) -> Result<Exit, Failure> {
     Ok(Exit::Success)
 }
 
-fn lines(plan: &Plan, image: &str) -> Vec<String> {
+fn lines(plan: &Plan, boot: &str, image: Option<&ForeseenImage>) -> Vec<String> {
     let machine = &plan.machine;
     let mut lines = vec![
         format!("scenario  {}", plan.scenario),
-        format!("kernel    {} ({})", hostile::line(&plan.kernel.release), hostile::line(image)),
+        format!("kernel    {} ({})", hostile::line(&plan.kernel.release), hostile::line(boot)),
+        image.map_or_else(
+            || "image     unknown: this kiln has no guest executable".to_owned(),
+            image_line,
+        ),
         format!(
             "machine   {} MiB, {} cpu{}, boot within {}, a hang after {}",
             machine.memory >> 20,
@@ -74,6 +80,9 @@ fn lines(plan: &Plan, image: &str) -> Vec<String> {
             rows::seconds(machine.hang_timeout_ms),
         ),
     ];
+    for note in image.into_iter().flat_map(|image| &image.notes) {
+        lines.insert(3, format!("          {}", hostile::line(note)));
+    }
     if !plan.kernel_parameters.is_empty() {
         lines.push(format!("          {}", hostile::line(&plan.kernel_parameters.join(" "))));
     }
@@ -93,7 +102,12 @@ fn lines(plan: &Plan, image: &str) -> Vec<String> {
     lines
 }
 
-fn as_json(plan: &Plan) -> serde_json::Value {
+fn image_line(image: &ForeseenImage) -> String {
+    let key: String = image.key.chars().take(16).collect();
+    format!("image     {key}, {}", if image.cached { "in the cache" } else { "to be built" })
+}
+
+fn as_json(plan: &Plan, image: Option<&ForeseenImage>) -> serde_json::Value {
     let stages: Vec<_> = plan
         .stages
         .iter()
@@ -115,6 +129,9 @@ fn as_json(plan: &Plan) -> serde_json::Value {
         "schema": 1,
         "scenario": plan.scenario,
         "kernel": plan.kernel,
+        "image": image.map(|image| json!({
+            "key": image.key, "cached": image.cached, "notes": image.notes,
+        })),
         "machine": plan.machine,
         "kernel_parameters": plan.kernel_parameters,
         "disks": disks,

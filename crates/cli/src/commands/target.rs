@@ -1,12 +1,12 @@
 //! What `run`, `shell`, `plan` and `image build` begin with: flags, scenario, kernel.
 
-use kiln_image::cache::ImageError;
+use kiln_image::cache::{ForeseenImage, ImageError};
 use kiln_image::kernel::Kernel;
 use kiln_model::event::KernelIdentity;
 use kiln_model::job::{AccelerationChoice, Machine};
 use kiln_model::plan::{Choices, Plan, PlanError, plan};
 use kiln_model::scenario::{Scenario, TimeLimit};
-use kiln_runner::{EquipError, Equipment, LoadError, Loaded, Stores, equip, load};
+use kiln_runner::{EquipError, Equipment, LoadError, Loaded, Stores, equip, foresee, load};
 use kiln_vm::Emulator;
 
 use super::kernel;
@@ -96,24 +96,39 @@ pub(crate) fn equipment(
     loaded: &Loaded,
     kernel: &Kernel,
 ) -> Result<Equipment, Failure> {
-    equip(loaded, kernel, &stores(session)?).map_err(|error| {
-        // A mistake in the manifest is the user's, a missing file this machine's, the rest ours.
-        let (exit, hint) = match &error {
-            EquipError::Kernel(_) => (Exit::BuildFailed, "kiln kernel ls"),
-            EquipError::Image { source, .. } => match **source {
-                ImageError::Manifest(_) => (Exit::Usage, "docs/manifest.md describes every key"),
-                ImageError::Closure(_) => {
-                    (Exit::BuildFailed, "`kiln doctor` names missing tools and their packages")
-                }
-                ImageError::Module(_) => (
-                    Exit::BuildFailed,
-                    "another kernel may have it: kiln kernel fetch debian --flavour generic",
-                ),
-                _ => (Exit::BuildFailed, "df -h; kiln image prune"),
-            },
-        };
-        Failure::from(error).with_exit(exit).hint(hint)
-    })
+    equip(loaded, kernel, &stores(session)?).map_err(unequipped)
+}
+
+/// What that would boot, without building it; none where no guest executable is to be had, which only this
+/// Kiln lacks.
+pub(crate) fn foreseen(
+    session: &Session,
+    loaded: &Loaded,
+    kernel: &Kernel,
+) -> Result<Option<ForeseenImage>, Failure> {
+    if session.config.path("guest.executable").is_none() && !embedded::has_guest() {
+        return Ok(None);
+    }
+    foresee(loaded, kernel, &stores(session)?).map(Some).map_err(unequipped)
+}
+
+fn unequipped(error: EquipError) -> Failure {
+    // A mistake in the manifest is the user's, a missing file this machine's, the rest ours.
+    let (exit, hint) = match &error {
+        EquipError::Kernel(_) => (Exit::BuildFailed, "kiln kernel ls"),
+        EquipError::Image { source, .. } => match **source {
+            ImageError::Manifest(_) => (Exit::Usage, "docs/manifest.md describes every key"),
+            ImageError::Closure(_) => {
+                (Exit::BuildFailed, "`kiln doctor` names missing tools and their packages")
+            }
+            ImageError::Module(_) => (
+                Exit::BuildFailed,
+                "another kernel may have it: kiln kernel fetch debian --flavour generic",
+            ),
+            _ => (Exit::BuildFailed, "df -h; kiln image prune"),
+        },
+    };
+    Failure::from(error).with_exit(exit).hint(hint)
 }
 
 /// The scenario's name as it will still be right in another folder: paths become absolute.

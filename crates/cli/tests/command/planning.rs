@@ -1,6 +1,6 @@
 //! `kiln plan`: everything a run needs but the machine.
 
-use crate::kiln::Kiln;
+use crate::kiln::{Kiln, ended};
 
 /// A file that says of itself that it is a kernel; enough for whoever only looks.
 pub(crate) fn kernel(kiln: &Kiln) -> String {
@@ -82,4 +82,41 @@ fn images_are_pruned_by_an_age_of_any_length() {
     kiln.run(&["image", "prune", "--unused-for", "365d", "--dry-run"]).exits(0);
     kiln.run(&["image", "prune", "--unused-for", "0"]).exits(0);
     kiln.run(&["image", "prune", "--unused-for", "soon"]).exits(2).complains(&["is not a time"]);
+}
+
+/// A guest executable that nobody starts.
+fn guest(kiln: &Kiln) -> String {
+    kiln.write("guest", b"\x7fELF").display().to_string()
+}
+
+#[test]
+fn the_plan_names_the_image_and_whether_it_is_there() {
+    let kiln = Kiln::new();
+    kiln.write("five.toml", FIVE);
+    let (kernel, guest) = (kernel(&kiln), guest(&kiln));
+    let run = |arguments: &[&str]| ended(kiln.command(arguments).env("KILN_GUEST", &guest));
+    let plan = ["plan", "five.toml", "-k", &kernel];
+    assert!(run(&plan).exits(0).stdout.contains(", to be built"));
+    let built = run(&["image", "build", "five.toml", "-k", &kernel, "--format", "json"]);
+    let planned = run(&[&plan[..], &["--format", "json"]].concat()).exits(0).json();
+    assert_eq!(planned["image"]["cached"], true);
+    assert_eq!(planned["image"]["key"], built.exits(0).json()["key"]);
+}
+
+#[test]
+fn a_mistake_in_what_the_guest_holds_is_found_before_anything_runs() {
+    let kiln = Kiln::new();
+    let stage = "[[stages]]\nname = \"a\"\nrun = \"true\"\n";
+    let (kernel, guest) = (kernel(&kiln), guest(&kiln));
+    for (table, code, said) in [
+        ("binaires = [\"sh\"]", 2, "did you mean `binaries`"),
+        ("binaries = [\"no-such-program\"]", 101, "no-such-program"),
+        ("modules = [\"no-such-module\"]", 101, "no-such-module"),
+        ("include = [\"bse\"]", 2, "bse"),
+    ] {
+        kiln.write("bad.toml", format!("name = \"bad\"\n[guest]\n{table}\n{stage}"));
+        let plan =
+            ended(kiln.command(&["plan", "bad.toml", "-k", &kernel]).env("KILN_GUEST", &guest));
+        plan.exits(code).complains(&[said]);
+    }
 }

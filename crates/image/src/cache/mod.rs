@@ -108,6 +108,17 @@ pub struct BuiltImage {
     pub lease: Lease,
 }
 
+/// What [`ImageStore::get_or_build`] would give.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ForeseenImage {
+    /// Its key in the store, in hexadecimal.
+    pub key: String,
+    /// Whether it is there already.
+    pub cached: bool,
+    /// Optional things that are left out, and the like.
+    pub notes: Vec<String>,
+}
+
 /// What is kept beside an image for people.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Description {
@@ -161,6 +172,16 @@ impl ImageStore {
                 Err(error) => return Err(error),
             }
         }
+    }
+
+    /// Says which image a request asks for and whether it is there, and builds nothing.
+    pub fn foresee(&self, request: &ImageRequest) -> Result<ForeseenImage, ImageError> {
+        let Resolved { inventory, .. } = request.resolve()?;
+        let key = request.key(&inventory).to_hex().as_str()[..64].to_owned();
+        let there = fs::metadata(self.image_path(&key)).ok();
+        let cached =
+            there.zip(self.description(&key)).is_some_and(|(m, about)| m.len() == about.bytes);
+        Ok(ForeseenImage { key, cached, notes: inventory.notes })
     }
 
     /// Where the image with a key is, or would be.

@@ -129,7 +129,7 @@ impl ImageRequest {
         }
     }
 
-    fn resolve(&self) -> Result<Resolved, ImageError> {
+    pub(super) fn resolve(&self) -> Result<Resolved, ImageError> {
         let contents = Contents::load(&self.manifest)?;
         let mut inputs = Vec::new();
         for path in &contents.looked_at {

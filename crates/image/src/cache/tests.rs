@@ -258,3 +258,14 @@ fn a_store_that_cannot_be_written_says_so() {
     let error = ImageStore::open(&bench.path("file/store")).unwrap_err();
     assert!(error.to_string().starts_with("cannot create "), "{error}");
 }
+
+#[test]
+fn what_is_foreseen_is_what_is_built_and_foreseeing_builds_nothing() {
+    let bench = Bench::new();
+    let foreseen = bench.store.foresee(&bench.data()).unwrap();
+    assert!(!foreseen.cached);
+    assert!(bench.store.list().unwrap().is_empty());
+    let built = bench.store.get_or_build(&bench.data()).unwrap();
+    assert_eq!(foreseen.key, built.key);
+    assert!(bench.store.foresee(&bench.data()).unwrap().cached);
+}

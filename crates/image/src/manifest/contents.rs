@@ -24,6 +24,17 @@ impl Contents {
         loader.load(top)?;
         Ok(loader.contents)
     }
+
+    /// The names of all modules that are not optional, each once, those of includes first.
+    pub fn required_modules(&self) -> Vec<String> {
+        let mut names: Vec<String> = Vec::new();
+        for wanted in &self.manifest.modules {
+            if !wanted.optional && !names.contains(&wanted.name) {
+                names.push(wanted.name.clone());
+            }
+        }
+        names
+    }
 }
 
 #[derive(Debug, Default)]

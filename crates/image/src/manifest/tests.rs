@@ -88,6 +88,19 @@ fn the_guest_table_of_a_scenario_is_a_manifest_with_the_scenarios_lines() {
 }
 
 #[test]
+fn the_modules_a_guest_needs_are_those_of_its_includes_too_without_optional_ones() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("net.toml"), "modules = [\"dm-mod\", \"?veth\"]").unwrap();
+    let text = "name = \"x\"\n[guest]\ninclude = [\"net\"]\nmodules = [\"btrfs\", \"dm-mod\"]";
+    let scenario = ManifestSource {
+        part: Part::GuestTable,
+        folder: Some(folder.path().to_owned()),
+        ..inline(text)
+    };
+    assert_eq!(Contents::load(&scenario).unwrap().required_modules(), ["dm-mod", "btrfs"]);
+}
+
+#[test]
 fn includes_come_first_and_each_counts_once() {
     let folder = tempfile::tempdir().unwrap();
     let write = |name: &str, text: &str| std::fs::write(folder.path().join(name), text).unwrap();
