@@ -126,7 +126,8 @@ impl Execution<'_> {
             if let Some(ending) = watch.ending(now) {
                 return Err(self.judge_boot(live, &ending, &mut artifacts));
             }
-            if self.stop.urgency() == Urgency::Kill {
+            // No stage runs yet that could be let finish.
+            if self.stop.urgency() > Urgency::GoOn {
                 return Err(Outcome::NotRun { reason: "interrupted".to_owned() });
             }
             let patience = watch.wake_at().saturating_sub(now).min(GLANCE);
@@ -266,6 +267,8 @@ impl Execution<'_> {
 #[derive(Debug, Default)]
 struct Artifacts {
     dmesg: Option<(File, u64)>,
+    /// Why the log stopped early.
+    trouble: Option<std::io::Error>,
 }
 
 impl Artifacts {
@@ -276,18 +279,20 @@ impl Artifacts {
             .write(true)
             .truncate(true)
             .open(folder.join("dmesg.txt"))?;
-        Ok(Artifacts { dmesg: Some((file, 0)) })
+        Ok(Artifacts { dmesg: Some((file, 0)), trouble: None })
     }
 
     fn log(&mut self, bytes: &[u8]) {
         let Some((file, written)) = &mut self.dmesg else { return };
         let room = usize::try_from(DMESG_BYTES - *written).unwrap_or(0).min(bytes.len());
-        if file.write_all(&bytes[..room]).is_err() {
-            // A full disk costs the rest of this log; the console's own file may still have it.
-            self.dmesg = None;
-            return;
+        match file.write_all(&bytes[..room]) {
+            Ok(()) => *written += room as u64,
+            Err(error) => {
+                // A full disk costs the rest of this log; the console's own file may still have it.
+                self.dmesg = None;
+                self.trouble = Some(error);
+            }
         }
-        *written += room as u64;
     }
 }
 
@@ -501,6 +506,9 @@ impl<'r, 'a> StageRun<'r, 'a> {
             self.job.warn(format!("output of {stage} dropped: {dropped} bytes"));
         }
         self.live.console.finish(self.job.sink, Some(&stage));
+        if let Some(error) = self.artifacts.trouble.take() {
+            self.job.warn(format!("the kernel log of {stage} is incomplete: {error}"));
+        }
         if let Some((_, bytes)) = self.artifacts.dmesg.take() {
             let path = format!("stages/{stage}/dmesg.txt");
             tell(self.job.sink, Happening::ArtifactSaved { stage: Some(stage), path, bytes });
