@@ -2,7 +2,8 @@
 //!
 //! The starts of all segments are the leaves of a B+ tree without pointers: nodes of sixteen keys,
 //! level after level in one array, the children of a node at a place that follows from its own. A step
-//! compares all sixteen keys without a branch, which compilers turn into vector instructions.
+//! compares all sixteen keys without a branch, which compilers turn into vector instructions. Processors
+//! with AVX2 compare 32-bit keys in two of them; whether it is there is asked once for each index.
 
 use super::segment::Segment;
 
@@ -19,6 +20,9 @@ pub struct Lookup(Keys);
 enum Keys {
     /// Disks of less than 2 TiB, which is nearly all.
     Narrow(Tree<i32>),
+    /// The same where the processor has AVX2.
+    #[cfg(target_arch = "x86_64")]
+    NarrowAvx2(Tree<i32>),
     Wide(Tree<i64>),
 }
 
@@ -54,9 +58,20 @@ fn narrow(sector: u32) -> i32 {
     (sector ^ 1 << 31).cast_signed()
 }
 
+/// The key of a sector that is looked for. The largest stands for places without a segment, so it is
+/// never asked for.
+fn asked(sector: u64) -> i32 {
+    narrow(u32::try_from(sector).unwrap_or(u32::MAX).min(u32::MAX - 1))
+}
+
+/// A node lies in as few cache lines as it can.
+#[derive(Debug)]
+#[repr(align(64))]
+struct Node<K>([K; WIDTH]);
+
 #[derive(Debug)]
 struct Tree<K> {
-    nodes: Vec<[K; WIDTH]>,
+    nodes: Vec<Node<K>>,
     /// Where each level starts in `nodes`, the root first, the leaves last.
     levels: Vec<usize>,
 }
@@ -80,14 +95,14 @@ impl<K: Key> Tree<K> {
             });
             let is_leaf = level + 1 == sizes.len();
             for node in 0..*size {
-                nodes.push(std::array::from_fn(|slot| {
+                nodes.push(Node(std::array::from_fn(|slot| {
                     let at = if is_leaf {
                         node * WIDTH + slot
                     } else {
                         (node * FAN + slot + 1) * leaves * WIDTH
                     };
                     keys.get(at).copied().unwrap_or(K::LARGEST)
-                }));
+                })));
             }
         }
         Tree { nodes, levels }
@@ -99,7 +114,7 @@ impl<K: Key> Tree<K> {
         let mut node = 0;
         let mut found = 0;
         for (level, start) in self.levels.iter().enumerate() {
-            let rank = K::rank(&self.nodes[start + node], wanted);
+            let rank = K::rank(&self.nodes[start + node].0, wanted);
             found = node * WIDTH + rank;
             if level + 1 < self.levels.len() {
                 node = node * FAN + rank;
@@ -109,13 +124,55 @@ impl<K: Key> Tree<K> {
     }
 }
 
+#[cfg(target_arch = "x86_64")]
+impl Tree<i32> {
+    /// As [`rank`](Tree::rank), in the instructions of AVX2.
+    #[target_feature(enable = "avx2,popcnt")]
+    fn rank_avx2(&self, wanted: i32) -> usize {
+        use std::arch::x86_64::{
+            _mm256_cmpgt_epi32, _mm256_loadu_si256, _mm256_movemask_epi8, _mm256_packs_epi32,
+            _mm256_set1_epi32,
+        };
+        let wanted = _mm256_set1_epi32(wanted);
+        let (mut node, mut found) = (0, 0);
+        let last = self.levels.len() - 1;
+        for (level, start) in self.levels.iter().enumerate() {
+            let (low, high) = self.nodes[start + node].0.split_at(WIDTH / 2);
+            // SAFETY: the first half is 32 bytes long, and the load asks for no alignment.
+            let low = unsafe { _mm256_loadu_si256(low.as_ptr().cast()) };
+            // SAFETY: so is the second half.
+            let high = unsafe { _mm256_loadu_si256(high.as_ptr().cast()) };
+            let (low, high) = (_mm256_cmpgt_epi32(low, wanted), _mm256_cmpgt_epi32(high, wanted));
+            // Two bits of the mask for each key; their order is mixed up, their number is not.
+            let above = _mm256_movemask_epi8(_mm256_packs_epi32(low, high)).count_ones() / 2;
+            let rank = WIDTH - above as usize;
+            found = node * WIDTH + rank;
+            if level < last {
+                node = node * FAN + rank;
+            }
+        }
+        found
+    }
+}
+
+/// Whether this processor has the instructions of `rank_avx2`.
+#[cfg(target_arch = "x86_64")]
+fn has_avx2() -> bool {
+    is_x86_feature_detected!("avx2") && is_x86_feature_detected!("popcnt")
+}
+
 impl Lookup {
     /// Arranges the starts of segments that are sorted.
     pub fn new(segments: &[Segment]) -> Lookup {
         let last = segments.last().map_or(0, |segment| segment.start);
         Lookup(if last < u64::from(u32::MAX) {
             let key = |segment: &Segment| narrow(u32::try_from(segment.start).unwrap_or(u32::MAX));
-            Keys::Narrow(Tree::new(&segments.iter().map(key).collect::<Vec<_>>()))
+            let tree = Tree::new(&segments.iter().map(key).collect::<Vec<_>>());
+            #[cfg(target_arch = "x86_64")]
+            if has_avx2() {
+                return Lookup(Keys::NarrowAvx2(tree));
+            }
+            Keys::Narrow(tree)
         } else {
             let key = |segment: &Segment| i64::try_from(segment.start).unwrap_or(i64::MAX);
             Keys::Wide(Tree::new(&segments.iter().map(key).collect::<Vec<_>>()))
@@ -126,10 +183,11 @@ impl Lookup {
     #[inline]
     pub fn rank(&self, sector: u64) -> usize {
         match &self.0 {
-            Keys::Narrow(tree) => {
-                // The largest key stands for places without a segment, so it is never asked for.
-                let sector = u32::try_from(sector).unwrap_or(u32::MAX).min(u32::MAX - 1);
-                tree.rank(narrow(sector))
+            Keys::Narrow(tree) => tree.rank(asked(sector)),
+            #[cfg(target_arch = "x86_64")]
+            Keys::NarrowAvx2(tree) => {
+                // SAFETY: this variant is made only where the processor has these instructions.
+                unsafe { tree.rank_avx2(asked(sector)) }
             }
             Keys::Wide(tree) => {
                 tree.rank(i64::try_from(sector).unwrap_or(i64::MAX).min(i64::MAX - 1))
@@ -162,6 +220,11 @@ mod tests {
                     for sector in [index * scale, index * scale + 1, index * scale + 2] {
                         let wanted = segments.partition_point(|segment| segment.start <= sector);
                         assert_eq!(lookup.rank(sector), wanted, "{sector} among {count}");
+                        #[cfg(target_arch = "x86_64")]
+                        if let Keys::NarrowAvx2(tree) = &lookup.0 {
+                            let plain = tree.rank(asked(sector));
+                            assert_eq!(plain, wanted, "{sector} among {count}, without AVX2");
+                        }
                     }
                 }
                 assert_eq!(lookup.rank(u64::MAX), segments.len());
