@@ -13,7 +13,13 @@ fn probing_process() {
 
 fn this_program() -> Command {
     let mut command = Command::new(std::env::current_exe().expect("a test has a path"));
-    command.args(["--exact", "probing_process", "--ignored", "--nocapture", "--test-threads=1"]);
+    command.args([
+        "--exact",
+        "probe::probing_process",
+        "--ignored",
+        "--nocapture",
+        "--test-threads=1",
+    ]);
     command
 }
 

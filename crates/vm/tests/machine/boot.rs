@@ -1,7 +1,5 @@
 //! Machines that really boot, by translation, with the kernel the tests are given and an init of a page of C.
 
-mod guest;
-
 use std::io::{Read, Write};
 use std::net::Shutdown;
 use std::os::unix::fs::PermissionsExt;
@@ -9,7 +7,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use guest::Guest;
+use crate::guest::Guest;
 use kiln_model::splat::{Splat, SplatKind};
 use kiln_vm::{
     DiskSpec, Durability, Emulator, Ended, How, Next, Vm, VmError, VmEvent, VmSpec, VmState,
@@ -141,7 +139,7 @@ fn doomed_owner() {
 fn no_qemu_outlives_an_owner_killed_by_sigkill() {
     let folder = tempfile::tempdir().unwrap();
     let mut owner = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "doomed_owner", "--ignored", "--nocapture", "--test-threads=1"])
+        .args(["--exact", "boot::doomed_owner", "--ignored", "--nocapture", "--test-threads=1"])
         .env("KILN_TEST_DOOMED", folder.path())
         .stdin(Stdio::null())
         .stdout(Stdio::piped())

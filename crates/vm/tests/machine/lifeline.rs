@@ -1,7 +1,7 @@
 //! No child outlives its parent, whichever way the parent goes.
 
 use std::io::{Read, Write};
-use std::os::fd::AsRawFd;
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::process::{Command, Stdio};
 use std::time::Instant;
@@ -27,7 +27,13 @@ fn doomed_parent() {
 /// that stays makes the test hang, and its runner says so.
 fn outlives(script: &str) {
     let mut parent = Command::new(std::env::current_exe().expect("a test has a path"))
-        .args(["--exact", "doomed_parent", "--ignored", "--nocapture", "--test-threads=1"])
+        .args([
+            "--exact",
+            "lifeline::doomed_parent",
+            "--ignored",
+            "--nocapture",
+            "--test-threads=1",
+        ])
         .env("KILN_TEST_DOOMED", "1")
         .env("KILN_TEST_SCRIPT", script)
         .stdin(Stdio::null())
@@ -65,10 +71,9 @@ fn a_child_that_shields_itself_from_signals_dies_too() {
 #[test]
 fn dropping_kills_the_whole_group() {
     let (mut ours, theirs) = UnixStream::pair().unwrap();
-    let number = theirs.as_raw_fd();
     let mut command = Command::new("/bin/sh");
-    command.args(["-c", &format!("sleep 3000 & echo up >&{number}; wait")]);
-    let child = lifeline::spawn(command, vec![theirs.into()]).unwrap();
+    command.args(["-c", "sleep 3000 & echo up; wait"]).stdout(OwnedFd::from(theirs));
+    let child = lifeline::spawn(command, Vec::new()).unwrap();
     let mut said = [0; 3];
     ours.read_exact(&mut said).unwrap();
     drop(child);

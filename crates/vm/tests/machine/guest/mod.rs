@@ -7,6 +7,7 @@ use std::process::Command;
 
 use kiln_block::ByteLen;
 use kiln_model::event::Acceleration;
+use kiln_model::testing::kernel;
 use kiln_vm::{Emulator, VmSpec};
 
 /// A folder with all a machine needs.
@@ -62,28 +63,6 @@ impl Guest {
         fs::write(&path, unpack(&image)).expect("room for a kernel");
         path
     }
-}
-
-/// The bzImage to test with: named by `KILN_TEST_KERNEL`, else the newest that `make kernel` fetched.
-fn kernel() -> PathBuf {
-    let variable = |name| std::env::var_os(name).map(PathBuf::from);
-    if let Some(path) = variable("KILN_TEST_KERNEL") {
-        assert!(path.is_file(), "KILN_TEST_KERNEL names {}, which is no file", path.display());
-        return path;
-    }
-    let cache = variable("KILN_HOME")
-        .map(|home| home.join("cache"))
-        .or_else(|| variable("XDG_CACHE_HOME").map(|cache| cache.join("kiln")))
-        .or_else(|| variable("HOME").map(|home| home.join(".cache/kiln")));
-    let fetched = cache.and_then(|cache| fs::read_dir(cache.join("kernels")).ok());
-    let newest = fetched.into_iter().flatten().flatten().filter_map(|entry| {
-        let release = entry.file_name().into_string().ok()?;
-        let image = entry.path().join(format!("boot/vmlinuz-{release}"));
-        Some((fs::metadata(&image).ok()?.modified().ok()?, image))
-    });
-    let (_, image) =
-        newest.max().expect("no kernel to test with: run `make kernel`, or set KILN_TEST_KERNEL");
-    image
 }
 
 /// The payload of a bzImage, by the offsets in its header; zstd and xz only.
@@ -152,7 +131,7 @@ fn length(block: &mut &[u8], start: u8) -> usize {
 }
 
 fn build_initramfs(folder: &Path) {
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/guest/init.c");
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/machine/guest/init.c");
     let init = folder.join("init");
     let status = Command::new("cc")
         .args([

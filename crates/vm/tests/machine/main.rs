@@ -1,0 +1,9 @@
+//! One QEMU process and what holds it: its parent's death, its control channel, its console, the verdict on KVM, and
+//! machines that really boot.
+
+mod boot;
+mod guest;
+mod lifeline;
+mod probe;
+mod qmp;
+mod splats;
