@@ -397,7 +397,8 @@ impl Connection {
 
 /// Whether nothing follows on its channel.
 fn is_last(answer: &Answer) -> bool {
-    matches!(answer, Answer::Error { .. } | Answer::Done(_) | Answer::Exited(_))
+    use Answer::{Done, Error, Exited, Pong, Stat};
+    matches!(answer, Error { .. } | Done(_) | Exited(_) | Stat(_) | Pong(_))
 }
 
 fn error_of(end: &End) -> AgentError {
