@@ -1,31 +1,13 @@
-//! An image of this machine's programs and a distribution's kernel modules, checked with GNU cpio. The
-//! kernel is named by `KILN_TEST_KERNEL`, else it is the newest one that `make kernel` fetched.
+//! An image of this machine's programs and a distribution's kernel modules, checked with GNU cpio.
 
-use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 
 use kiln_image::cache::{GuestExecutable, ImageError, ImageRequest, ImageStore};
-use kiln_image::kernel::{self, Host, Kernel, KernelCache};
+use kiln_image::kernel::KernelCache;
 use kiln_image::manifest::{ManifestSource, Part};
 
-fn kernel() -> Kernel {
-    let host = Host::this();
-    if let Ok(path) = std::env::var("KILN_TEST_KERNEL") {
-        let cache = KernelCache::new("/nonexistent");
-        return kernel::find(Some(&path), &host, &cache).unwrap_or_else(|e| panic!("{e}"));
-    }
-    let variable = |name| std::env::var_os(name).map(PathBuf::from);
-    let cache = variable("KILN_HOME")
-        .map(|home| home.join("cache"))
-        .or_else(|| variable("XDG_CACHE_HOME").map(|cache| cache.join("kiln")))
-        .or_else(|| variable("HOME").map(|home| home.join(".cache/kiln")));
-    let fetched = cache.map(KernelCache::new).and_then(|cache| {
-        let newest = cache.list().ok()?.into_iter().next()?;
-        kernel::find(newest.image().to_str(), &host, &cache).ok()
-    });
-    fetched.expect("no kernel to test with: run `make kernel`, or set KILN_TEST_KERNEL")
-}
+use crate::distribution_kernel;
 
 fn request(folder: &tempfile::TempDir, text: &str) -> ImageRequest {
     let manifest = ManifestSource {
@@ -36,7 +18,7 @@ fn request(folder: &tempfile::TempDir, text: &str) -> ImageRequest {
     };
     let kernels = KernelCache::new(folder.path().join("kernels"));
     let guest = GuestExecutable::Bytes(Arc::from(*b"#!/bin/sh\n"));
-    ImageRequest::new(manifest, kernel(), kernels, guest)
+    ImageRequest::new(manifest, distribution_kernel(), kernels, guest)
 }
 
 #[test]

@@ -1,5 +1,4 @@
-//! A distribution's kernel, as users have it: named by `KILN_TEST_KERNEL`, else the newest one that
-//! `make kernel` (or `kiln kernel fetch debian`) put into the cache.
+//! What is read out of a distribution's kernel: its boot image and its modules.
 
 use std::collections::HashSet;
 use std::fs;
@@ -10,6 +9,8 @@ use kiln_image::kernel::{self, Host, Kernel, KernelCache, KernelSource, ModuleDi
 use kiln_image::modules::{Driver, ModuleError, Modules, Wanted};
 use kiln_model::module_index::{IndexText, ModuleIndex, Resolution};
 
+use crate::distribution_kernel;
+
 /// One kernel and one cache for all tests of this file, so that the kernel's index is made once.
 struct Shared {
     cache: KernelCache,
@@ -19,26 +20,8 @@ struct Shared {
 static SHARED: LazyLock<Shared> = LazyLock::new(|| Shared {
     // Where cargo wants tests to keep files.
     cache: KernelCache::new(Path::new(env!("CARGO_TARGET_TMPDIR")).join("real-kernel")),
-    kernel: find(),
+    kernel: distribution_kernel(),
 });
-
-fn find() -> Kernel {
-    let host = Host::this();
-    if let Ok(path) = std::env::var("KILN_TEST_KERNEL") {
-        let cache = KernelCache::new("/nonexistent");
-        return kernel::find(Some(&path), &host, &cache).unwrap_or_else(|e| panic!("{e}"));
-    }
-    let variable = |name| std::env::var_os(name).map(PathBuf::from);
-    let cache = variable("KILN_HOME")
-        .map(|home| home.join("cache"))
-        .or_else(|| variable("XDG_CACHE_HOME").map(|cache| cache.join("kiln")))
-        .or_else(|| variable("HOME").map(|home| home.join(".cache/kiln")));
-    let fetched = cache.map(KernelCache::new).and_then(|cache| {
-        let newest = cache.list().ok()?.into_iter().next()?;
-        kernel::find(newest.image().to_str(), &host, &cache).ok()
-    });
-    fetched.expect("no kernel to test with: run `make kernel`, or set KILN_TEST_KERNEL")
-}
 
 fn required(names: &[&str]) -> Vec<Wanted> {
     names.iter().map(|&name| Wanted::required(name)).collect()
