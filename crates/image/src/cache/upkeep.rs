@@ -119,6 +119,12 @@ impl ImageStore {
 
     fn remove_image(&self, key: &str) -> Result<bool, ImageError> {
         let path = self.image_path(key);
+        // Who builds this very image publishes its description first: that must not be taken for the old one's.
+        self.make_folders()?;
+        let lock_path = self.folder.join("locks").join(key);
+        let Some(_lock) = Lock::try_now(&lock_path).map_err(failed("lock", &lock_path))? else {
+            return Ok(false);
+        };
         let gone = lock::remove_unless_leased(&path).map_err(failed("remove", &path))?;
         if gone {
             // Without the image it means nothing; the next build writes it again.
@@ -131,7 +137,9 @@ impl ImageStore {
     fn sweep(&self, now: SystemTime) -> Result<(), ImageError> {
         const AN_HOUR: Duration = Duration::from_secs(3600);
         for (name, path) in self.names("images")? {
-            if let Some(key) = name.strip_suffix(".partial") {
+            if name.ends_with(".partial") {
+                // Image and description both: whoever builds them holds the key's lock.
+                let key = name.split('.').next().unwrap_or_default();
                 let lock_path = self.folder.join("locks").join(key);
                 let lock = Lock::try_now(&lock_path).map_err(failed("lock", &lock_path))?;
                 if lock.is_some() {
