@@ -2,10 +2,10 @@
 
 use std::collections::HashSet;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::LazyLock;
 
-use kiln_image::kernel::{self, Host, Kernel, KernelCache, KernelSource, ModuleDir, has_pvh_entry};
+use kiln_image::kernel::{Kernel, KernelCache, KernelSource, ModuleDir, has_pvh_entry};
 use kiln_image::modules::{Driver, ModuleError, Modules, Wanted};
 use kiln_model::module_index::{IndexText, ModuleIndex, Resolution};
 
