@@ -1,6 +1,5 @@
 //! The real thing: a kernel, this executable as its init, and the host's client at the other end of a
 //! virtio-serial port.
-#![expect(clippy::unwrap_used, reason = "a helper of a test fails by panicking, like the test")]
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -12,6 +11,7 @@ use kiln_image::kernel::{self, Host, Kernel, KernelCache};
 use kiln_image::manifest::{ManifestSource, Part};
 use kiln_model::event::Acceleration;
 use kiln_model::protocol::{Exec, Pty};
+use kiln_model::testing::guest_executable;
 use kiln_vm::agent::{Agent, AgentError, ExitStatus, PullLimits};
 use kiln_vm::{DiskSpec, Durability, Emulator, How, Vm, VmSpec};
 
@@ -140,32 +140,10 @@ fn outcome(agent: &Agent, exec: Exec) -> (String, ExitStatus) {
     (String::from_utf8_lossy(&output).into_owned(), status)
 }
 
-/// Named by `KILN_TEST_KERNEL`, else the newest that `make kernel` fetched.
 fn kernel() -> Kernel {
-    let host = Host::this();
-    if let Ok(path) = std::env::var("KILN_TEST_KERNEL") {
-        let cache = KernelCache::new("/nonexistent");
-        return kernel::find(Some(&path), &host, &cache).unwrap_or_else(|error| panic!("{error}"));
-    }
-    let variable = |name| std::env::var_os(name).map(PathBuf::from);
-    let cache = variable("KILN_HOME")
-        .map(|home| home.join("cache"))
-        .or_else(|| variable("XDG_CACHE_HOME").map(|cache| cache.join("kiln")))
-        .or_else(|| variable("HOME").map(|home| home.join(".cache/kiln")));
-    let fetched = cache.map(KernelCache::new).and_then(|cache| {
-        let newest = cache.list().ok()?.into_iter().next()?;
-        kernel::find(newest.image().to_str(), &host, &cache).ok()
-    });
-    fetched.expect("no kernel to test with: run `make kernel`, or set KILN_TEST_KERNEL")
-}
-
-/// The static executable; the one this test was built with wants libraries.
-fn guest() -> PathBuf {
-    let built = Path::new(env!("CARGO_BIN_EXE_kiln-guest")).parent().unwrap().parent().unwrap();
-    let built = built.join("x86_64-unknown-linux-gnu/guest/kiln-guest");
-    let path = std::env::var_os("KILN_GUEST").map_or(built, PathBuf::from);
-    assert!(path.is_file(), "no {}: run `make guest`, then `make test`", path.display());
-    path
+    let image = kiln_model::testing::kernel();
+    kernel::find(image.to_str(), &Host::this(), &KernelCache::new("/nonexistent"))
+        .unwrap_or_else(|error| panic!("{error}"))
 }
 
 /// The programs every scenario has, and our executable as their init.
@@ -178,7 +156,7 @@ fn initramfs(kernel: &Kernel, folder: &Path) -> PathBuf {
     };
     let store = ImageStore::open(&folder.join("images")).unwrap();
     let kernels = KernelCache::new(folder.join("kernels"));
-    let executable = GuestExecutable::File(guest());
+    let executable = GuestExecutable::File(guest_executable());
     let request = ImageRequest::new(manifest, kernel.clone(), kernels, executable);
     store.get_or_build(&request).unwrap_or_else(|error| panic!("{error}")).path
 }

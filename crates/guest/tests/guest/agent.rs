@@ -1,6 +1,5 @@
 //! The agent as an ordinary process behind a socket, spoken to by the host's own client: everything
 //! of the protocol that needs no machine.
-#![expect(clippy::unwrap_used, reason = "a helper of a test fails by panicking, like the test")]
 
 use std::collections::BTreeMap;
 use std::fs;
