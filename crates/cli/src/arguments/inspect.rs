@@ -66,7 +66,8 @@ pub(crate) struct ReplayArgs {
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   kiln diff last~1 last
-  kiln diff 20261120 last --format json")]
+  kiln diff 20261120 last --format json
+  kiln diff --exit-code last~1 last")]
 pub(crate) struct DiffArgs {
     /// The run to compare with
     #[arg(value_name = "BEFORE")]
@@ -75,6 +76,10 @@ pub(crate) struct DiffArgs {
     /// The run to judge
     #[arg(value_name = "AFTER", default_value = "last")]
     pub(crate) after: String,
+
+    /// Exit with 100 when a stage fails in AFTER that did not fail in BEFORE
+    #[arg(long, help_heading = "Output")]
+    pub(crate) exit_code: bool,
 }
 
 /// Write a run, or all of them, as a folder of web pages

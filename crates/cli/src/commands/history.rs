@@ -117,12 +117,11 @@ pub(crate) fn show(session: &Session, args: &ShowArgs) -> Result<Exit, Failure> 
     );
     terminal::out_line(&paint(Tone::Bold, &head))?;
     for stage in &run.stages {
-        terminal::out_line(&rows::stage_row(
-            stage.name.as_str(),
-            stage.outcome.as_ref(),
-            stage.took_ms,
-            &paint,
-        ))?;
+        let name = stage.name.as_str();
+        terminal::out_line(&match (&stage.outcome, stage.started) {
+            (None, None) => rows::not_started_row(name, &paint),
+            (outcome, _) => rows::stage_row(name, outcome.as_ref(), stage.took_ms, &paint),
+        })?;
     }
     for note in &run.notes {
         let text = hostile::line(&note.text).into_owned();
@@ -192,9 +191,13 @@ pub(crate) fn diff(session: &Session, args: &DiffArgs) -> Result<Exit, Failure> 
         // Without its past, a change of duration is "too few to tell".
         index.durations(&after.scenario, stage, &after.id).unwrap_or_default()
     });
+    // A stage that only the second run has fails anew as well.
+    let added = diff.added.iter().filter_map(|stage| after.stage(stage));
+    let worse = !diff.new_failures.is_empty() || added.into_iter().any(|stage| stage.failed());
+    let exit = if args.exit_code && worse { Exit::TestsFailed } else { Exit::Success };
     if session.json() {
         session.out_json(&diff)?;
-        return Ok(Exit::Success);
+        return Ok(exit);
     }
     let heading = |run: &RunSummary| {
         let kernel = hostile::line(&run.kernel.release).into_owned();
@@ -202,7 +205,7 @@ pub(crate) fn diff(session: &Session, args: &DiffArgs) -> Result<Exit, Failure> 
     };
     terminal::out_line(&format!("from {}\nto   {}", heading(&before), heading(&after)))?;
     terminal::out(&diff.to_string())?;
-    Ok(Exit::Success)
+    Ok(exit)
 }
 
 /// `kiln history`

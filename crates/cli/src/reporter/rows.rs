@@ -70,6 +70,11 @@ pub(crate) fn stage_row(
     format!("{word} {:>9}  {name}{}", seconds(took_ms), reason.unwrap_or_default())
 }
 
+/// `not-started            mkfs`
+pub(crate) fn not_started_row(name: &str, paint: Paint<'_>) -> String {
+    format!("{} {:>8}  {name}", paint(Tone::Odd, "not-started"), "")
+}
+
 /// What comes in brackets after an outcome's word.
 fn reason(outcome: &Outcome) -> Option<String> {
     match outcome {
@@ -134,6 +139,7 @@ mod tests {
             "    failed     12.3s  scrub  exit 1\\n    passed     0.01s  other\\x1b[1A"
         );
         assert_eq!(stage_row("a", Some(&Outcome::Passed), 42, &plain), "    passed     0.04s  a");
+        assert_eq!(not_started_row("a", &plain), "not-started           a");
     }
 
     #[test]

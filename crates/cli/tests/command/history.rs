@@ -79,3 +79,18 @@ fn a_verdict_nobody_gives_is_refused_and_one_without_runs_is_no_empty_history() 
     kiln.run(&["runs", "--verdict", "passed"]).exits(0).complains(&["no run matches"]);
     kiln.run(&["runs", "--limit", "0"]).exits(2);
 }
+
+#[test]
+fn a_new_failure_is_an_exit_status_where_one_is_asked_for() {
+    let kiln = recorded();
+    let earlier = kiln.home().join(format!("data/runs/{RUN}/events.jsonl"));
+    let passed = std::fs::read_to_string(earlier)
+        .unwrap()
+        .replace(RUN, "20261120-142530-0000")
+        .replace(r#"{"kind":"failed","reason":"exit \u001b[2J status 3"}"#, r#"{"kind":"passed"}"#);
+    kiln.write("home/data/runs/20261120-142530-0000/events.jsonl", passed);
+    kiln.run(&["diff", "20261120", RUN]).exits(0);
+    kiln.run(&["diff", "--exit-code", "20261120", RUN]).exits(100);
+    kiln.run(&["diff", "--exit-code", RUN, "20261120"]).exits(0);
+    kiln.run(&["diff", "--exit-code", RUN, RUN, "--format", "json"]).exits(0);
+}
