@@ -10,4 +10,5 @@ fuzz_target!(|bytes: &[u8]| {
     // Flags that let every conversation begin; the rest is the fuzzer's.
     let channel = memory::Memory::saying(&[&3_u32.to_be_bytes(), bytes].concat());
     let _ = kiln_export::nbd::serve(&channel, &memory::disk());
+    assert!(channel.told().starts_with(b"NBDMAGICIHAVEOPT"));
 });

@@ -28,7 +28,7 @@ const WORKLOADS: [(&str, &[&str]); 6] = [
     ("64k sequential read, qd 32", &["--rw=read", "--bs=64k", "--iodepth=32"]),
     ("64k sequential write, qd 32", &["--rw=write", "--bs=64k", "--iodepth=32"]),
 ];
-const SIZE: ByteLen = ByteLen::gib(1);
+const SIZE: ByteLen = ByteLen::mib(256);
 
 /// A server under test: a process, and the socket it listens on.
 struct Peer {

@@ -21,7 +21,6 @@ impl Memory {
         Memory { said: Mutex::new(said), told: Mutex::new(Vec::new()) }
     }
 
-    #[allow(dead_code)]
     pub fn told(self) -> Vec<u8> {
         self.told.into_inner().unwrap()
     }

@@ -108,7 +108,9 @@ impl Input {
 
     /// Receives once, so that more is held, with room for `count` bytes in all; false at the end.
     pub(crate) fn receive(&mut self, channel: &impl Channel, count: usize) -> io::Result<bool> {
-        if self.buffer.len() - self.start < count {
+        let room = self.buffer.len() - self.end;
+        // Little is held when more is needed; moving it is cheaper than receiving in small pieces.
+        if room < count || room < self.buffer.len() / 2 {
             self.buffer.copy_within(self.start..self.end, 0);
             (self.start, self.end) = (0, self.end - self.start);
         }

@@ -27,7 +27,7 @@ const MOST_THREADS: usize = 16;
 /// The largest read or write that is carried out while others wait.
 const BRIEF_LEN: u32 = 64 << 10;
 /// What a brief operation takes at most, on average.
-const BRIEF_TIME: Duration = Duration::from_micros(60);
+const BRIEF_TIME: Duration = Duration::from_micros(50);
 /// Replies that may wait for each other, so that the client and the server work at the same time.
 const STAGED_REPLIES: u32 = 16;
 
@@ -77,7 +77,7 @@ impl Pace {
     /// Threads may overwrite each other's note: an average is none the worse for it.
     fn note(&self, took: Duration) {
         // One hiccup of the host says little about the next operation.
-        let took = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX).min(1_000_000);
+        let took = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX).min(200_000);
         let mean = self.0.load(Ordering::Relaxed);
         self.0.store(mean - mean / 8 + took / 8, Ordering::Relaxed);
     }

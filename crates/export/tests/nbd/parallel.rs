@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use kiln_block::testing::Dice;
+use kiln_block::testing::{CrashDisk, Dice};
 use kiln_block::{BlockDevice, ByteLen, ByteOffset, MemoryDevice};
 use kiln_export::nbd::Server;
 
@@ -100,15 +100,17 @@ fn a_pipeline_of_everything_is_answered_once_each_and_rightly() {
 
 #[test]
 fn a_flush_on_one_connection_covers_writes_on_all() {
-    // The promise rests on two things: a write is answered after it is done, and a flush of the disk
-    // covers what is done.
-    let device = Arc::new(kiln_block::testing::CrashDisk::new(ByteLen::mib(1)));
+    let device = Arc::new(CrashDisk::new(ByteLen::kib(64)));
     let exports = one(device.clone());
     let mut writer = Client::with_disk(&exports, false);
     let mut flusher = Client::with_disk(&exports, false);
     for round in 1..=20_u8 {
-        assert_eq!(writer.write(0, 0, &[round; 512]), 0);
+        let at = u64::from(round) * 512;
+        assert_eq!(writer.write(0, at, &[round; 512]), 0);
         assert_eq!(flusher.ask(FLUSH, 0, 0, 0), 0);
+        for image in device.images_a_power_cut_may_leave(device.steps(), 4, round.into()) {
+            assert_eq!(image[512 * usize::from(round)..][..512], [round; 512]);
+        }
     }
     writer.hung_up();
     flusher.hung_up();
