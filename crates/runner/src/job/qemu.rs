@@ -168,7 +168,11 @@ fn listen_to_machine(vm: &Vm, reports: SyncSender<Report>) {
                     format!("[kiln: the console is not recorded any more: {reason}]\n")
                         .into_bytes(),
                 ),
-                VmEvent::Splat(splat) => Sign::Splat(splat),
+                VmEvent::Splat(splat) => {
+                    // One that ended in silence ended without a line that this detector saw.
+                    detector.finish(|_| {});
+                    Sign::Splat(splat)
+                }
                 VmEvent::Ended(ended) => Sign::Gone(gone(&ended)),
             };
             if reports.send(Report::News(News::Sign(sign))).is_err() {

@@ -439,6 +439,19 @@ fn asked_once_the_running_stage_may_end_and_no_other_begins() {
 }
 
 #[test]
+fn asked_while_a_machine_boots_no_stage_begins_on_it() {
+    let stop = StopToken::new();
+    let told = play_with(
+        |_| {},
+        ["a", "b"].map(stage).to_vec(),
+        vec![Ok(vec![Act::AskToStop(stop.clone()), ready(), Act::AwaitLaunch, exit(0)])],
+        &stop,
+    );
+    assert_eq!(told.outcomes(), ["a: not-run (interrupted)", "b: not-run (interrupted)"]);
+    assert_eq!(told.log, ["1: kill"]);
+}
+
+#[test]
 fn asked_twice_everything_ends_now() {
     let stop = StopToken::new();
     let ask = || Act::AskToStop(stop.clone());
