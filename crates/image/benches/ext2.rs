@@ -6,6 +6,7 @@
 
 #![expect(clippy::print_stdout, reason = "figures are what a benchmark is for")]
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::Write as _;
 use std::os::unix::ffi::OsStrExt as _;
@@ -19,6 +20,8 @@ use rustix::time::{ClockId, clock_gettime};
 const ROUNDS: u32 = 7;
 const FILES: usize = 5000;
 const BYTES: u64 = 230 << 20;
+/// Larger files would leave no room for many.
+const LARGEST: u64 = 1 << 20;
 
 /// What one way took, over all rounds.
 #[derive(Default)]
@@ -155,20 +158,26 @@ fn regular_files(root: &Path) -> Vec<PathBuf> {
     files
 }
 
-/// Copies files, evenly picked, until there are enough or they are large enough.
+/// Copies folders, evenly picked and each with all of its files, until there is enough.
 fn copy_some(from: &Path, to: &Path) {
+    let mut folders: BTreeMap<PathBuf, Vec<PathBuf>> = BTreeMap::new();
     let files = regular_files(from);
-    let mut bytes = 0;
-    for file in files.iter().step_by((files.len() / FILES).max(1)) {
+    let stride = (files.len() / FILES).max(1);
+    for file in files {
+        let folder = file.parent().expect("it has a folder").to_owned();
+        folders.entry(folder).or_default().push(file);
+    }
+    let (mut count, mut bytes) = (0, 0);
+    for file in folders.values().step_by(stride).flatten() {
         let Ok(relative) = file.strip_prefix(from) else { continue };
         let len = file.metadata().map_or(0, |meta| meta.len());
-        if bytes + len > BYTES {
+        if count == FILES || len > LARGEST || bytes + len > BYTES {
             continue;
         }
         let copy = to.join(relative);
         fs::create_dir_all(copy.parent().expect("it has a folder")).expect("a folder can be made");
         if fs::copy(file, &copy).is_ok() {
-            bytes += len;
+            (count, bytes) = (count + 1, bytes + len);
         }
     }
 }

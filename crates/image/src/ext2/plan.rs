@@ -17,6 +17,7 @@ use super::superblock::{self, FIRST_INODE, Identity, Usage};
 use super::tree::{Data, Kind, Node, NodeId, Time, Tree};
 use super::xattr::{self, INLINE_LEN};
 use super::{BLOCK, BLOCK_LEN};
+use crate::inventory::feed_bytes;
 
 /// How many names an inode can have, and how many directories a directory can hold but two.
 const MOST_LINKS: u32 = 65_000;
@@ -142,7 +143,7 @@ impl Plan {
         let Placement { mut segments, metadata, .. } = placement;
         segments.shrink_to_fit();
         let identity = Identity {
-            uuid: options.uuid.unwrap_or_else(|| uuid(&geometry, &inodes, &metadata)),
+            uuid: options.uuid.unwrap_or_else(|| uuid(bodies.digest, &geometry, &inodes)),
             label: label(&options.label),
             time: low32(options.epoch.unwrap_or(0).clamp(0, i64::from(u32::MAX)).cast_unsigned()),
             indexed: bodies.indexed,
@@ -212,12 +213,9 @@ fn label(text: &str) -> [u8; 16] {
 }
 
 /// A random-looking identity of the fourth kind that is the same for the same disk.
-fn uuid(geometry: &Geometry, inodes: &[u8], metadata: &[u8]) -> [u8; 16] {
-    let mut digest = blake3::Hasher::new();
-    digest.update(b"kiln ext2 identity");
+fn uuid(mut digest: blake3::Hasher, geometry: &Geometry, inodes: &[u8]) -> [u8; 16] {
     digest.update(&geometry.blocks.to_le_bytes());
     digest.update(inodes);
-    digest.update(metadata);
     let mut uuid = [0; 16];
     uuid.copy_from_slice(&digest.finalize().as_bytes()[..16]);
     uuid[6] = uuid[6] & 0x0f | 0x40;
@@ -380,6 +378,8 @@ struct Bodies {
     contents: Vec<Arc<[u8]>>,
     content_of: HashMap<NodeId, u32>,
     indexed: bool,
+    /// Of attributes, names and long links: what inodes do not say.
+    digest: blake3::Hasher,
 }
 
 struct Attributes {
@@ -404,6 +404,7 @@ impl Bodies {
             contents: Vec::new(),
             content_of: HashMap::new(),
             indexed: false,
+            digest: blake3::Hasher::new(),
         };
         bodies.add_attributes(tree, numbered)?;
         for (id, parent) in &numbered.folders {
@@ -437,6 +438,7 @@ impl Bodies {
                 }
                 let block = self.attribute_blocks;
                 self.attribute_blocks += 1;
+                self.digest.update(&bytes);
                 self.metadata.extend_from_slice(&bytes);
                 shared.insert(bytes, (block, 1));
                 block
@@ -458,6 +460,10 @@ impl Bodies {
                 kind: entry_type(&tree.node(*child).kind),
             })
             .collect();
+        for name in &names {
+            self.digest.update(&name.inode.to_le_bytes());
+            feed_bytes(&mut self.digest, name.name);
+        }
         let start = self.metadata.len();
         let indexed = directory::append(
             numbered.number(id),
@@ -482,6 +488,7 @@ impl Bodies {
                 return refuse("the link's target is longer than 4095 bytes");
             }
             Kind::Symlink(target) if target.len() > SHORT_TARGET => {
+                feed_bytes(&mut self.digest, target);
                 let start = self.metadata.len();
                 self.metadata.extend_from_slice(target);
                 self.metadata.resize(start + BLOCK_LEN, 0);

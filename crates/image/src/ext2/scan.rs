@@ -96,7 +96,7 @@ impl Tree {
                         let parent = path.parent().unwrap_or(Path::new("/"));
                         self.host.folder(parent)
                     });
-                    check_readable(&path)?;
+                    check_readable(&path, meta.mode())?;
                     let runs = if may_have_holes(&meta) { Some(runs(&path, &meta)?) } else { None };
                     let file = self.host.add(folder, name, Stamp::of(&meta));
                     Kind::File(Data::Host { file, size: meta.len(), runs })
@@ -141,7 +141,7 @@ impl Tree {
                         self.link(folder, name, id);
                         continue;
                     }
-                    check_readable(source)?;
+                    check_readable(source, stamp.mode)?;
                     let parent = source.parent().unwrap_or(Path::new("/"));
                     let number = *numbers
                         .entry(parent.to_owned())
@@ -224,7 +224,11 @@ fn attributes(meta: &Metadata, xattrs: Box<[Xattr]>, kind: Kind) -> Node {
 }
 
 /// Says early what would fail late, when a machine already runs from the disk.
-fn check_readable(path: &Path) -> Result<(), Ext2Error> {
+fn check_readable(path: &Path, mode: u32) -> Result<(), Ext2Error> {
+    // Who reached a file that everyone may read may read it.
+    if mode & 0o444 == 0o444 {
+        return Ok(());
+    }
     rustix::fs::access(path, Access::READ_OK).map_err(|errno| failed("read", path)(errno.into()))
 }
 

@@ -16,7 +16,7 @@ use super::{BLOCK, BLOCK_LEN};
 const BUFFER: usize = 256 << 10;
 /// Stretches of a file from this long on are copied by the kernel, which shares their extents where
 /// the file system can; shorter ones cost less together with their neighbours.
-const KERNEL_COPIES: u64 = 128 << 10;
+const KERNEL_COPIES: u64 = 16 << 10;
 
 /// What was written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,7 +33,7 @@ impl Plan {
     pub fn write(&self, out: &File) -> Result<Written, Ext2Error> {
         let size = self.geometry.blocks * BLOCK;
         out.set_len(size).map_err(|source| Ext2Error::Write { at: 0, source })?;
-        let mut pen = Pen { out, buffer: Vec::with_capacity(BUFFER), at: 0, data: 0 };
+        let mut pen = Pen { out, buffer: vec![0; BUFFER], filled: 0, at: 0, data: 0 };
         let mut block = 0;
         while block < self.geometry.blocks {
             let (piece, blocks) = self.piece(block);
@@ -67,40 +67,52 @@ impl Plan {
 struct Pen<'o> {
     out: &'o File,
     buffer: Vec<u8>,
+    /// How much of the buffer waits to be written.
+    filled: usize,
     /// Where the buffer begins.
     at: u64,
     data: u64,
 }
 
 impl Pen<'_> {
-    /// Room for bytes at a place, which is not before the last one.
+    /// Room for bytes at a place, which is not before the last one. It holds rubbish.
     fn room(&mut self, at: u64, len: usize) -> Result<&mut [u8], Ext2Error> {
-        if self.at + self.buffer.len() as u64 != at || self.buffer.len() + len > BUFFER {
+        if self.at + self.filled as u64 != at || self.filled + len > BUFFER {
             self.flush()?;
             self.at = at;
         }
-        let start = self.buffer.len();
-        self.buffer.resize(start + len, 0);
-        Ok(&mut self.buffer[start..])
+        let start = self.filled;
+        self.filled += len;
+        Ok(&mut self.buffer[start..self.filled])
     }
 
     /// Bytes, and zeros to the end of their last block.
     fn bytes(&mut self, at: u64, bytes: &[u8]) -> Result<(), Ext2Error> {
-        for (chunk, at) in bytes.chunks(BUFFER).zip((at..).step_by(BUFFER)) {
-            let room = self.room(at, chunk.len().next_multiple_of(BLOCK_LEN))?;
-            room[..chunk.len()].copy_from_slice(chunk);
+        if bytes.len() > BUFFER / 4 {
+            self.flush()?;
+            return self.write(at, bytes);
         }
+        let room = self.room(at, bytes.len().next_multiple_of(BLOCK_LEN))?;
+        let (data, rest) = room.split_at_mut(bytes.len());
+        data.copy_from_slice(bytes);
+        rest.fill(0);
         Ok(())
     }
 
     fn flush(&mut self) -> Result<(), Ext2Error> {
-        self.out
-            .write_all_at(&self.buffer, self.at)
-            .map_err(|source| Ext2Error::Write { at: self.at, source })?;
-        self.data += self.buffer.len() as u64;
-        self.at += self.buffer.len() as u64;
-        self.buffer.clear();
-        Ok(())
+        let filled = std::mem::take(&mut self.filled);
+        let at = self.at;
+        self.at += filled as u64;
+        let buffer = std::mem::take(&mut self.buffer);
+        let written = self.write(at, &buffer[..filled]);
+        self.buffer = buffer;
+        written
+    }
+
+    /// What lies behind the bytes in their last block reads as zeros, for it is a hole.
+    fn write(&mut self, at: u64, bytes: &[u8]) -> Result<(), Ext2Error> {
+        self.data += bytes.len().next_multiple_of(BLOCK_LEN) as u64;
+        self.out.write_all_at(bytes, at).map_err(|source| Ext2Error::Write { at, source })
     }
 
     /// Lets the kernel copy, up to the end of the file; by hand where it cannot.
