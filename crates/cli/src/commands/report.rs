@@ -64,7 +64,10 @@ pub(crate) fn publish(mut session: Session, args: &PublishArgs) -> Result<Exit, 
         return Err(Failure::new(Exit::Usage, "which repository?")
             .hint("kiln publish --git REMOTE --branch BRANCH"));
     };
-    let folder = folder(&session);
+    // The usual folder may hold runs that nobody asked to publish.
+    let scratch = args.run.as_ref().map(|_| tempfile::tempdir()).transpose()?;
+    let folder =
+        scratch.as_ref().map_or_else(|| folder(&session), |scratch| scratch.path().join("site"));
     build(&session, args.run.as_deref(), &folder)?;
     let published =
         kiln_history::publish(&folder, remote, branch, &session.folder).map_err(|error| {
@@ -74,7 +77,8 @@ pub(crate) fn publish(mut session: Session, args: &PublishArgs) -> Result<Exit, 
                 | kiln_history::HistoryError::NoSite { .. } => Exit::Usage,
                 _ => Exit::InfrastructureBroke,
             };
-            from_history(error).with_exit(exit)
+            let shown = hostile::line(remote).into_owned();
+            from_history(error).with_exit(exit).hint(format!("git ls-remote {shown}"))
         })?;
     if session.json() {
         session.out_json(&json!({

@@ -115,6 +115,7 @@ pub(crate) fn foreseen(
 fn unequipped(error: EquipError) -> Failure {
     // A mistake in the manifest is the user's, a missing file this machine's, the rest ours.
     let (exit, hint) = match &error {
+        _ if is_full(&error) => (Exit::BuildFailed, "df -h; kiln image prune"),
         EquipError::Kernel(_) => (Exit::BuildFailed, "kiln kernel ls"),
         EquipError::Image { source, .. } => match **source {
             ImageError::Manifest(_) => (Exit::Usage, "docs/manifest.md describes every key"),
@@ -129,6 +130,13 @@ fn unequipped(error: EquipError) -> Failure {
         },
     };
     Failure::from(error).with_exit(exit).hint(hint)
+}
+
+/// Whether a full disk is at the bottom of it.
+fn is_full(error: &(dyn std::error::Error + 'static)) -> bool {
+    std::iter::successors(Some(error), |error| error.source())
+        .filter_map(|error| error.downcast_ref::<std::io::Error>())
+        .any(|error| error.kind() == std::io::ErrorKind::StorageFull)
 }
 
 /// The scenario's name as it will still be right in another folder: paths become absolute.
@@ -159,4 +167,19 @@ pub(crate) fn check_machine(session: &Session, machine: &Machine) -> Result<(), 
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_disk_is_recognised_below_any_number_of_causes() {
+        let full = || std::io::Error::from(std::io::ErrorKind::StorageFull);
+        let source =
+            ImageError::Store { act: "write", path: "/cache/image".into(), source: full() };
+        assert!(is_full(&EquipError::Image { scenario: "x".into(), source: Box::new(source) }));
+        assert!(is_full(&full()));
+        assert!(!is_full(&std::io::Error::from(std::io::ErrorKind::NotFound)));
+    }
 }

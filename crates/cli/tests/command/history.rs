@@ -94,3 +94,26 @@ fn a_new_failure_is_an_exit_status_where_one_is_asked_for() {
     kiln.run(&["diff", "--exit-code", RUN, "20261120"]).exits(0);
     kiln.run(&["diff", "--exit-code", RUN, RUN, "--format", "json"]).exits(0);
 }
+
+#[test]
+fn publishing_one_run_leaves_the_others_at_home() {
+    let kiln = recorded();
+    let other = "20261120-142530-0000";
+    let events = kiln.home().join(format!("data/runs/{RUN}/events.jsonl"));
+    let events = std::fs::read_to_string(events).unwrap().replace(RUN, other);
+    kiln.write(&format!("home/data/runs/{other}/events.jsonl"), events);
+    kiln.run(&["report"]).exits(0);
+    let git = |arguments: &[&str]| {
+        let mut git = std::process::Command::new("git");
+        let output = git.args(arguments).current_dir(kiln.folder()).output().expect("git starts");
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8(output.stdout).expect("names are UTF-8")
+    };
+    git(&["init", "--quiet", "--bare", "results.git"]);
+    kiln.run(&["publish", other, "--git", "results.git", "--branch", "pages"]).exits(0);
+    let there = || git(&["-C", "results.git", "ls-tree", "--name-only", "pages", "runs/"]);
+    assert!(there().contains(other) && !there().contains(RUN), "{}", there());
+    kiln.run(&["publish", RUN, "--git", "results.git", "--branch", "pages"]).exits(0);
+    assert!(there().contains(other) && there().contains(RUN), "{}", there());
+    kiln.run(&["publish", RUN, "--git", "nowhere.git"]).exits(103).complains(&["git ls-remote"]);
+}
