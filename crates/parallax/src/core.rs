@@ -158,7 +158,7 @@ impl Core {
         let log = self.wal_used.load(Ordering::Relaxed) + self.gathering.waiting();
         log > self.layout.wal_blocks * BLOCK_LEN * 3 / 4
             || self.dirty_leaves.load(Ordering::Relaxed) >= self.dirty_limit
-            || self.space.waiting() > 16384
+            || self.space.wants_checkpoint()
     }
 
     /// Called before a change, with no lock held.

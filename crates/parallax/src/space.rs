@@ -21,7 +21,7 @@ pub(crate) struct Run {
 #[derive(Debug)]
 struct Hand {
     busy: Vec<u64>,
-    /// Where the search goes on: next fit, so that what is written together lies together.
+    /// Where the search goes on, so that what is written together lies together.
     next: u64,
     free: u64,
 }
@@ -155,9 +155,9 @@ impl Space {
         self.freed.lock().unwrap_or_else(PoisonError::into_inner).extend(held());
     }
 
-    /// How many blocks wait for a checkpoint to become free.
-    pub(crate) fn waiting(&self) -> usize {
-        self.freed.lock().unwrap_or_else(PoisonError::into_inner).len()
+    /// Whether so many blocks wait to become free that a checkpoint is worth it: 256 MiB.
+    pub(crate) fn wants_checkpoint(&self) -> bool {
+        self.freed.lock().unwrap_or_else(PoisonError::into_inner).len() > 65536
     }
 
     /// What the checkpoint that begins now will make free.
@@ -167,6 +167,7 @@ impl Space {
 
     /// The checkpoint is durable: its freed blocks may be handed out.
     pub(crate) fn settle(&self, blocks: Vec<u64>) {
+        let lowest = blocks.iter().min().copied();
         let mut hand = self.hand();
         for block in blocks {
             if bit(&hand.busy, block) {
@@ -174,6 +175,8 @@ impl Space {
                 hand.free += 1;
             }
         }
+        // What was used before is taken again first: the file below has its space already, and memory its pages.
+        hand.next = lowest.unwrap_or(hand.next).min(hand.next);
     }
 
     pub(crate) fn is_used(&self, block: u64) -> bool {
