@@ -20,7 +20,7 @@ fn header(flags: u32, index_offset: u64, entries: u64) -> [u8; 4096] {
     bytes[28..32].copy_from_slice(&flags.to_le_bytes());
     bytes[32..40].copy_from_slice(&index_offset.to_le_bytes());
     bytes[40..48].copy_from_slice(&entries.to_le_bytes());
-    bytes[48..56].copy_from_slice(&(1u64 << 20).to_le_bytes());
+    bytes[48..56].copy_from_slice(&(1u64 << 16).to_le_bytes());
     bytes
 }
 
@@ -38,11 +38,11 @@ libfuzzer_sys::fuzz_target!(|index: &[u8]| {
         layer.and_then(|layer| Stack::new(vec![layer])).map(ReadOnly)
     };
     let Ok(disk) = open(&file) else { return };
-    let mut read = vec![0; 1 << 20];
+    let mut read = vec![0; 1 << 16];
     disk.read_at(ByteOffset::ZERO, &mut read).expect("a sound layer reads");
     let merged = disk.0.merge(Cursor::new(Vec::new()), &Sealing::default()).expect("and merges");
     let merged = open(&merged.out.into_inner()).expect("into a sound layer");
-    let mut again = vec![0; 1 << 20];
+    let mut again = vec![0; 1 << 16];
     merged.read_at(ByteOffset::ZERO, &mut again).expect("that reads");
     assert!(read == again);
 });
