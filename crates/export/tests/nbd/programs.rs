@@ -257,7 +257,7 @@ fn fio_verifies_what_it_wrote_at_random_with_a_deep_queue() {
                 "--fsync=64",
                 "--verify=crc32c",
                 "--verify_fatal=1",
-            "--verify_state_save=0",
+                "--verify_state_save=0",
             ],
         );
     }
