@@ -1,13 +1,14 @@
 //! A machine room for tests: stores in a private folder, a kernel, the guest, and a run from text to events.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use kiln_image::cache::{GuestExecutable, ImageStore};
-use kiln_image::kernel::{self, Host, Kernel, KernelCache};
+use kiln_image::kernel::{Host, Kernel, KernelCache, find};
 use kiln_model::event::{Event, Happening};
 use kiln_model::job::{AccelerationChoice, JobSpec};
 use kiln_model::plan::{Choices, plan};
 use kiln_model::scenario::MachineWish;
+use kiln_model::testing::guest_executable;
 use kiln_runner::{Loaded, StopToken, Stores, equip, job};
 
 /// A run's folder, gone with this.
@@ -26,18 +27,13 @@ pub(crate) struct Told {
 impl Room {
     pub(crate) fn new() -> Room {
         let folder = tempfile::Builder::new().prefix("kiln-").tempdir_in("/tmp").unwrap();
-        let wanted = std::env::var("KILN_TEST_KERNEL").ok();
-        let fetched = KernelCache::new(user_cache());
-        let kernel = kernel::find(wanted.as_deref(), &Host::this(), &fetched)
-            .unwrap_or_else(|error| panic!("no kernel to test with (run `make kernel`): {error}"));
-        let guest = PathBuf::from(env!("CARGO_MANIFEST_DIR"))
-            .join("../../target/x86_64-unknown-linux-gnu/guest/kiln-guest");
-        let guest = std::env::var_os("KILN_GUEST").map_or(guest, PathBuf::from);
-        assert!(guest.is_file(), "no guest executable at {} (run `make guest`)", guest.display());
+        let image = kiln_model::testing::kernel();
+        let kernel = find(image.to_str(), &Host::this(), &KernelCache::new("/nonexistent"))
+            .unwrap_or_else(|error| panic!("{error}"));
         let stores = Stores {
             kernels: KernelCache::new(folder.path().join("kernels")),
             images: ImageStore::open(&folder.path().join("images")).unwrap(),
-            guest: GuestExecutable::File(guest),
+            guest: GuestExecutable::File(guest_executable()),
         };
         Room { folder, stores, kernel }
     }
@@ -71,14 +67,6 @@ impl Room {
     pub(crate) fn run(&self, text: &str) -> Told {
         self.execute(&self.job(&self.load(text)), &StopToken::new())
     }
-}
-
-/// Where `kiln kernel fetch` keeps kernels.
-fn user_cache() -> PathBuf {
-    let home = std::env::var_os("KILN_HOME").map(|home| Path::new(&home).join("cache"));
-    let xdg = std::env::var_os("XDG_CACHE_HOME").map(|cache| Path::new(&cache).join("kiln"));
-    let own = std::env::home_dir().map(|home| home.join(".cache/kiln"));
-    home.or(xdg).or(own).unwrap_or_default()
 }
 
 impl Told {
