@@ -81,7 +81,10 @@ fn an_unreadable_kernel_names_both_cures() {
     open(kiln.folder(), 0o755);
     // Root may read everything, so a user without its rights asks; the program must be where that user can get at it.
     let program = kiln.folder().join("kiln");
-    std::fs::copy(env!("CARGO_BIN_EXE_kiln"), &program).unwrap();
+    // Not by this process: a child forked by another test could still hold the copy open for writing, and what is
+    // open for writing cannot be started.
+    let copied = Command::new("cp").arg(env!("CARGO_BIN_EXE_kiln")).arg(&program).status().unwrap();
+    assert!(copied.success());
     let mut command = Command::new(program);
     command.args(["plan", "simple-example", "-k", &kernel]).env_clear().current_dir(kiln.folder());
     command.env("KILN_HOME", kiln.home()).stdin(std::process::Stdio::null());
