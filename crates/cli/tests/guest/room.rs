@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use kiln_history::{RunFolder, RunSummary, run_ids};
 use kiln_model::event::{Event, Happening};
+use kiln_model::testing;
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
@@ -43,7 +44,7 @@ impl Room {
     pub(crate) fn new() -> Room {
         let slot = Slot::take();
         let folder = tempfile::Builder::new().prefix("kiln-").tempdir_in("/tmp").expect("a folder");
-        Room { folder, kernel: kernel(), guest: guest(), _slot: slot }
+        Room { folder, kernel: testing::kernel(), guest: testing::guest_executable(), _slot: slot }
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -261,36 +262,6 @@ impl Ended {
         }
         self
     }
-}
-
-fn kernel() -> PathBuf {
-    use kiln_image::kernel::{Host, KernelCache, find};
-    let named = std::env::var("KILN_TEST_KERNEL").ok();
-    let kernel = match &named {
-        Some(_) => find(named.as_deref(), &Host::this(), &KernelCache::new("/nowhere")).ok(),
-        None => {
-            let cache = KernelCache::new(user_cache());
-            let newest = cache.list().ok().and_then(|all| all.into_iter().next());
-            newest.and_then(|kernel| find(kernel.image().to_str(), &Host::this(), &cache).ok())
-        }
-    };
-    kernel.expect("no kernel to test with: run `make kernel`, or set KILN_TEST_KERNEL").image
-}
-
-/// Where `kiln kernel fetch` keeps kernels.
-fn user_cache() -> PathBuf {
-    let home = std::env::var_os("KILN_HOME").map(|home| Path::new(&home).join("cache"));
-    let xdg = std::env::var_os("XDG_CACHE_HOME").map(|cache| Path::new(&cache).join("kiln"));
-    let own = std::env::home_dir().map(|home| home.join(".cache/kiln"));
-    home.or(xdg).or(own).unwrap_or_default()
-}
-
-fn guest() -> PathBuf {
-    let target = Path::new(env!("CARGO_BIN_EXE_kiln")).ancestors().nth(2).expect("a target folder");
-    let built = target.join("x86_64-unknown-linux-gnu/guest/kiln-guest");
-    let guest = std::env::var_os("KILN_GUEST").map_or(built, PathBuf::from);
-    assert!(guest.is_file(), "no guest executable at {}: run `make guest`", guest.display());
-    guest
 }
 
 /// One of the few machines that may run at once: more would only make each other slow.
