@@ -168,7 +168,7 @@ fn snapshots(pool: &Pool, disk: &dyn BlockDevice) {
             let name = format!("s{made}");
             disk.write_at(ByteOffset::new(u64::from(made) * 4096), &[1; 4096]).unwrap();
             snaps.push(cost(&mut || pool.snapshot("disk", &name).unwrap()).wall);
-            if made % 10 == 0 {
+            if made.is_multiple_of(10) {
                 let clone = format!("c{made}");
                 let options = DiskOptions::default();
                 let work = &mut || pool.clone_disk("disk", &name, &clone, &options).unwrap();
