@@ -26,8 +26,11 @@ use super::wire::{
 const MOST_THREADS: usize = 16;
 /// The largest read or write that is carried out while others wait.
 const BRIEF_LEN: u32 = 64 << 10;
-/// What a brief operation takes at most, on average.
-const BRIEF_TIME: Duration = Duration::from_micros(50);
+/// What a brief read takes at most, on average: less than one from a fast disk.
+const BRIEF_READ: Duration = Duration::from_micros(50);
+/// What a brief write takes at most, on average. Writes go to a cache, and more threads do not fill it
+/// faster unless it is full.
+const BRIEF_WRITE: Duration = Duration::from_micros(500);
 /// Replies that may wait for each other, so that the client and the server work at the same time.
 const STAGED_REPLIES: u32 = 16;
 
@@ -59,28 +62,39 @@ pub(crate) fn transmit<C: Channel>(channel: &C, input: Input, agreement: &Agreem
         buffers: Buffers::default(),
         idle: AtomicUsize::new(0),
         threads: AtomicUsize::new(1),
-        reads: Pace::default(),
-        writes: Pace::default(),
+        reads: Pace::of(BRIEF_READ),
+        writes: Pace::of(BRIEF_WRITE),
     };
     thread::scope(|scope| connection.attend(scope));
 }
 
-/// How long operations of a kind took lately.
-#[derive(Debug, Default)]
-struct Pace(AtomicU64);
+/// How long operations of a kind took lately, in nanoseconds, and how long brief ones may take.
+#[derive(Debug)]
+struct Pace {
+    mean: AtomicU64,
+    brief: u64,
+}
 
 impl Pace {
+    fn of(brief: Duration) -> Pace {
+        Pace { mean: AtomicU64::new(0), brief: nanoseconds(brief) }
+    }
+
     fn is_brisk(&self) -> bool {
-        u128::from(self.0.load(Ordering::Relaxed)) < BRIEF_TIME.as_nanos()
+        self.mean.load(Ordering::Relaxed) < self.brief
     }
 
     /// Threads may overwrite each other's note: an average is none the worse for it.
     fn note(&self, took: Duration) {
         // One hiccup of the host says little about the next operation.
-        let took = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX).min(200_000);
-        let mean = self.0.load(Ordering::Relaxed);
-        self.0.store(mean - mean / 8 + took / 8, Ordering::Relaxed);
+        let took = nanoseconds(took).min(self.brief * 4);
+        let mean = self.mean.load(Ordering::Relaxed);
+        self.mean.store(mean - mean / 8 + took / 8, Ordering::Relaxed);
     }
+}
+
+fn nanoseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
 
 /// One client with one disk.
@@ -357,5 +371,25 @@ impl<C: Channel> Connection<'_, C> {
             Ok(Reply::Bytes(bytes)) => self.send(&bytes),
             Err(failure) => self.send(&self.disk.failure(&request, &failure)),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_hiccup_is_forgiven_and_slowness_is_not() {
+        let pace = Pace::of(Duration::from_micros(50));
+        pace.note(Duration::from_secs(1));
+        assert!(pace.is_brisk());
+        for _ in 0..3 {
+            pace.note(Duration::from_millis(1));
+        }
+        assert!(!pace.is_brisk());
+        for _ in 0..8 {
+            pace.note(Duration::from_micros(2));
+        }
+        assert!(pace.is_brisk(), "and speed is noticed, too");
     }
 }
