@@ -346,7 +346,10 @@ impl Machine for QemuMachine {
             pty: Some(TERMINAL),
             kill_leftovers: true,
         };
-        let session = agent.exec(exec, Instant::now() + PATIENCE).map_err(|error| chain(&error))?;
+        let session = match agent.exec(exec, Instant::now() + PATIENCE) {
+            Ok(session) => session,
+            Err(error) => return Err(self.why_not_started(text, &chain(&error))),
+        };
         self.stage = Some(session.handle());
         let reports = self.reports.clone();
         thread::spawn(move || read_terminal(session, &reports));
@@ -423,6 +426,17 @@ impl Machine for QemuMachine {
 }
 
 impl QemuMachine {
+    /// A script whose interpreter is missing is, to the kernel, itself not found: say which program it is.
+    fn why_not_started(&mut self, text: &str, error: &str) -> String {
+        let interpreter = interpreter_of(text).unwrap_or("/bin/sh");
+        match self.exists(interpreter) {
+            Ok(false) => format!(
+                "its interpreter {interpreter} is not in the guest; add it to `binaries` in [guest]"
+            ),
+            _ => error.to_owned(),
+        }
+    }
+
     /// Nobody asks for news any more, and a full inbox must not keep the machine from ending.
     fn drain_until_gone(&self, deadline: Instant) -> bool {
         loop {
@@ -470,4 +484,9 @@ fn read_terminal(mut session: Session, reports: &SyncSender<Report>) {
             return;
         }
     }
+}
+
+/// The program that a script's first line names.
+fn interpreter_of(text: &str) -> Option<&str> {
+    text.strip_prefix("#!")?.lines().next()?.split_whitespace().next()
 }

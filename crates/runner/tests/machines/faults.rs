@@ -110,7 +110,7 @@ fn a_kernel_without_the_agents_channel_is_broken_and_the_cure_is_said() {
 #[test]
 fn floods_are_bounded_and_leftovers_do_not_reach_the_next_stage() {
     let scenario = format!(
-        r#"
+        r##"
 name = "unruly"
 {GUEST}
 [[disks]]
@@ -130,7 +130,10 @@ artifacts = ["/etc/passw?", "/proc/version"]
 [[stages]]
 name = "fails"
 run = "printf kept | dd of=/dev/disk/by-id/virtio-d conv=notrunc; exit 3"
-"#
+[[stages]]
+name = "speaks"
+run = "#!/opt/tongues\nanything"
+"##
     );
     let room = Room::new();
     let mut spec = room.job(&room.load(&scenario));
@@ -141,6 +144,8 @@ run = "printf kept | dd of=/dev/disk/by-id/virtio-d conv=notrunc; exit 3"
         "forks: passed",
         "looks: passed",
         "fails: failed (exit status 3)",
+        "speaks: broken (cannot start the stage: its interpreter /opt/tongues is not in the guest; \
+         add it to `binaries` in [guest])",
     ]);
     assert!(told.terminal().len() < 18 << 20);
     let said = |needle: &str| {
