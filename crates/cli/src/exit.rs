@@ -19,6 +19,8 @@ pub(crate) enum Exit {
     TestsFailed,
     /// The kernel or the image could not be built.
     BuildFailed,
+    /// What was checked is damaged, or is not the same.
+    Unsound,
     /// Our side broke during the run; no verdict on the kernel.
     InfrastructureBroke,
     /// `--bisect`: this commit cannot be tested.
@@ -31,7 +33,7 @@ pub(crate) enum Exit {
 
 impl Exit {
     /// Every code with a fixed meaning, in the order of the documentation.
-    pub(crate) const ALL: [Exit; 10] = [
+    pub(crate) const ALL: [Exit; 11] = [
         Exit::Success,
         Exit::Internal,
         Exit::Usage,
@@ -39,6 +41,7 @@ impl Exit {
         Exit::Setup,
         Exit::TestsFailed,
         Exit::BuildFailed,
+        Exit::Unsound,
         Exit::InfrastructureBroke,
         Exit::CannotTest,
         Exit::Interrupted,
@@ -54,6 +57,7 @@ impl Exit {
             Exit::Setup => 96,
             Exit::TestsFailed => 100,
             Exit::BuildFailed => 101,
+            Exit::Unsound => 102,
             Exit::InfrastructureBroke => 103,
             Exit::CannotTest => 125,
             Exit::Interrupted => 130,
@@ -71,6 +75,7 @@ impl Exit {
             Exit::Setup => "this machine lacks something; `kiln doctor` names it",
             Exit::TestsFailed => "tests failed, crashed the kernel or ran out of time",
             Exit::BuildFailed => "the kernel or the image could not be built",
+            Exit::Unsound => "`kiln disk`: what was checked is damaged, or is not the same",
             Exit::InfrastructureBroke => "our side broke; this says nothing about the kernel",
             Exit::CannotTest => {
                 "with --bisect: this commit cannot be tested (was 4, 96, 101 or 103)"
@@ -98,7 +103,7 @@ impl Exit {
                 Exit::CannotTest
             }
             // A wrong command line must end the bisection, not call the commit bad.
-            Exit::Usage | Exit::Internal => Exit::Interrupted,
+            Exit::Usage | Exit::Internal | Exit::Unsound => Exit::Interrupted,
             other => other,
         }
     }

@@ -1,10 +1,16 @@
 //! What may be typed: every command, flag and example. Help, completions, man pages and
 //! `docs/cli.md` all come from here.
 
+mod disk;
 mod inspect;
 mod make;
 mod run;
 
+pub(crate) use disk::{
+    DiskArgs, DiskCloneArgs, DiskCommand, DiskCreateArgs, DiskDiffArgs, DiskExportArgs,
+    DiskImportArgs, DiskOptionArgs, DiskRemoveArgs, DiskResizeArgs, DiskServeArgs, DiskSnapArgs,
+    DiskVerifyArgs,
+};
 pub(crate) use inspect::{
     CompletionsArgs, ConfigCommand, DiffArgs, DoctorArgs, HistoryCommand, ManArgs, PublishArgs,
     ReplayArgs, ReportArgs, RunsArgs, ShowArgs,
@@ -107,6 +113,7 @@ pub(crate) enum Command {
     /// Build, list and inspect guest images
     #[command(subcommand)]
     Image(ImageCommand),
+    Disk(DiskArgs),
     /// Execute a job spec: what `kiln run` starts, and what other machines are sent
     #[command(subcommand)]
     Job(JobCommand),

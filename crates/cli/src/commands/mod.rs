@@ -2,6 +2,7 @@
 
 mod about;
 mod config;
+mod disk;
 mod doctor;
 mod ext2;
 pub(crate) mod history;
@@ -37,6 +38,7 @@ pub(crate) fn dispatch(arguments: Arguments) -> Result<Exit, Failure> {
         Command::Plan(args) => plan::plan(Session::start(&global)?, &args),
         Command::Run(args) => run::run(Session::start(&global)?, args),
         Command::Image(command) => image::image(Session::start(&global)?, &command),
+        Command::Disk(args) => disk::disk(&Session::start(&global)?, &args),
         Command::Report(args) => report::report(Session::start(&global)?, &args),
         Command::Publish(args) => report::publish(Session::start(&global)?, &args),
         Command::Shell(args) => shell::shell(Session::start(&global)?, &args),

@@ -1,6 +1,7 @@
 //! What `kiln` says and how it ends, where no virtual machine is needed.
 
 mod config;
+mod disk;
 mod doctor;
 mod errors;
 mod ext2;
