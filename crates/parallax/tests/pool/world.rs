@@ -201,13 +201,14 @@ pub(crate) fn any_op(dice: &mut Dice, number: u8) -> Op {
     }
 }
 
-/// Does it to both, and compares whether they took it.
-pub(crate) fn step(pool: &Pool, model: &mut Model, op: &Op) {
+/// Does it to both, and compares whether they took it; true if they did.
+pub(crate) fn step(pool: &Pool, model: &mut Model, op: &Op) -> bool {
     let taken = op.apply_to_model(model);
     match op.apply_to_pool(pool) {
         Ok(()) => assert!(taken, "{op:?} had to be refused"),
         Err(error) => assert!(!taken, "{op:?} was refused: {error}"),
     }
+    taken
 }
 
 pub(crate) fn pool_on(device: Arc<dyn BlockDevice>) -> Pool {
