@@ -16,7 +16,7 @@ pub(crate) struct DiskArgs {
     #[command(subcommand)]
     pub(crate) command: DiskCommand,
 
-    /// The file or block device that holds the disks, instead of the pool in Kiln's data folder
+    /// The pool, instead of the one in Kiln's data folder
     #[arg(long, global = true, value_name = "PATH", help_heading = "Pool")]
     pub(crate) pool: Option<PathBuf>,
 }
@@ -78,7 +78,7 @@ pub(crate) struct DiskCreateArgs {
 /// What a new disk is made with.
 #[derive(Debug, Args)]
 pub(crate) struct DiskOptionArgs {
-    /// The most it may reference, its own and shared; by default as much as the pool has
+    /// The most it may reference, its own and shared, in whole blocks of 4K; by default as much as the pool has
     #[arg(long, value_name = "SIZE", default_value = "0", hide_default_value = true,
         value_parser = str::parse::<ByteLen>)]
     pub(crate) quota: ByteLen,

@@ -208,6 +208,12 @@ fn names_that_are_not_there_come_with_the_nearest_one() {
     kiln.run(&["disk", "create", "base", "--size", "1G"]).exits(2).complains(&["exists already"]);
     kiln.run(&["disk", "create", "a/b", "--size", "1G"]).exits(2).complains(&["is not a name"]);
     kiln.run(&["disk", "create", "odd", "--size", "5000"]).exits(2).complains(&["whole blocks"]);
+    let quota = ["disk", "create", "odd", "--size", "1G", "--quota", "100"];
+    kiln.run(&quota).exits(2).complains(&["a quota of 100 is not whole blocks"]);
+    kiln.write("data.img", "data");
+    do_all(&kiln, &["disk create new.partial --size 1G"]);
+    let killed = ["disk", "import", "data.img", "new"];
+    kiln.run(&killed).exits(2).complains(&["kiln disk rm new.partial"]);
     kiln.run(&["disk", "import", "gone.img", "new"]).exits(2).complains(&["gone.img"]);
     kiln.run(&["disk", "export", "base", "/dev/null"]).exits(2).complains(&["not a regular file"]);
     let said = kiln.run(&["disk", "stat", "\u{1b}[2J"]).exits(2).stderr;

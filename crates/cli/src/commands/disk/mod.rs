@@ -71,9 +71,13 @@ fn done(session: &Session, json: Value, text: impl Fn() -> String) -> Result<Exi
     Ok(Exit::Success)
 }
 
-fn options(args: &DiskOptionArgs) -> DiskOptions {
+fn options(args: &DiskOptionArgs) -> Result<DiskOptions, Failure> {
+    if !args.quota.is_aligned(contents::BLOCK) {
+        let text = format!("a quota of {} is not whole blocks of 4K", args.quota);
+        return Err(Failure::new(Exit::Usage, text));
+    }
     let durability = if args.throw_away { Durability::None } else { Durability::Full };
-    DiskOptions { durability, quota: args.quota }
+    Ok(DiskOptions { durability, quota: args.quota })
 }
 
 fn create(
@@ -82,7 +86,7 @@ fn create(
     name: &str,
     args: &DiskCreateArgs,
 ) -> Result<Exit, Failure> {
-    let made = store.pool.create_disk(name, args.size, &options(&args.options));
+    let made = store.pool.create_disk(name, args.size, &options(&args.options)?);
     made.map_err(|error| store.refused(error))?;
     let json = json!({"name": name, "size": args.size.get()});
     done(session, json, || format!("created {name}, {}", args.size))
@@ -161,7 +165,7 @@ fn snapshots(session: &Session, store: &Store, name: &str) -> Result<Exit, Failu
 fn clone(session: &Session, store: &Store, args: &DiskCloneArgs) -> Result<Exit, Failure> {
     let (disk, snapshot) = Name::snapshot(&args.snapshot)?;
     let name = Name::disk(&args.name)?;
-    let made = store.pool.clone_disk(disk, snapshot, name, &options(&args.options));
+    let made = store.pool.clone_disk(disk, snapshot, name, &options(&args.options)?);
     made.map_err(|error| store.refused(error))?;
     let json = json!({"name": name, "origin": args.snapshot});
     done(session, json, || format!("cloned {name} from {}", args.snapshot))

@@ -95,16 +95,16 @@ impl Store {
         let tried = || format!("cannot make the pool {}", path.display());
         std::fs::create_dir_all(folder).tried(tried).exits(Exit::Setup)?;
         let size = size_in(folder).tried(tried).exits(Exit::Setup)?;
-        // Beside its place, so that nobody opens a pool that is half made.
-        let making = folder.join(format!(".disks-{}.making", std::process::id()));
-        let made = Pool::create_file(&making, size, &PoolOptions::default())
+        // Beside its place, so that nobody opens a pool that is half made; what is left there goes by itself.
+        let making = tempfile::Builder::new().prefix(".disks-").tempdir_in(folder);
+        let making = making.tried(tried).exits(Exit::Setup)?;
+        let file = making.path().join("pool");
+        let made = Pool::create_file(&file, size, &PoolOptions::default())
             .map_err(|error| refused(path, error))
             .and_then(|pool| {
-                std::fs::hard_link(&making, path).tried(tried).exits(Exit::Setup)?;
+                std::fs::hard_link(&file, path).tried(tried).exits(Exit::Setup)?;
                 Ok(pool)
             });
-        // Made or not, this name of it is not needed any more; one that is left is harmless.
-        let _ = std::fs::remove_file(&making);
         let pool = match made {
             // Somebody else was quicker.
             Err(_) if path.exists() => return Store::open(path),
