@@ -6,30 +6,8 @@
 
 use std::borrow::Cow;
 
-/// Characters that change how others are shown, or show nothing: they would let a log lie.
-fn is_invisible(c: char) -> bool {
-    matches!(c,
-        '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}'
-        | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}')
-}
-
-/// One line of at most so many characters: control and invisible characters become U+FFFD, newlines and tabs a space.
-pub fn one_line(text: &str, most: usize) -> String {
-    let mut line: String = text
-        .chars()
-        .take(most)
-        .map(|c| match c {
-            '\n' | '\r' | '\t' => ' ',
-            c if c.is_control() || is_invisible(c) => '\u{fffd}',
-            c => c,
-        })
-        .collect();
-    if text.chars().nth(most).is_some() {
-        line.pop();
-        line.push('…');
-    }
-    line
-}
+use kiln_model::hostile::deceives;
+pub use kiln_model::hostile::one_line;
 
 /// Text for a page: escape sequences are taken out, other control and invisible characters are made visible as
 /// U+FFFD, lines beyond `widest` characters are cut and say so, and of more than `most` bytes the end is kept.
@@ -171,7 +149,7 @@ impl TerminalFilter {
             '\n' | '\r' | '\t' => out.push(c),
             '\u{8}' if self.allow == Allow::Drawing => out.push(c),
             '\u{7}' | '\0' | '\u{8}' => {}
-            c if c.is_control() || is_invisible(c) => out.push('\u{fffd}'),
+            c if deceives(c) => out.push('\u{fffd}'),
             c => out.push(c),
         }
     }
@@ -273,8 +251,6 @@ mod tests {
         let page = page(&text, 500, 20);
         assert!(page.starts_with('['), "{page}");
         assert!(page.contains("bytes more]\nlast\u{fffd}\n"), "{page}");
-        assert_eq!(one_line("a\nb\u{1b}[31mc", 80), "a b\u{fffd}[31mc");
-        assert_eq!(one_line("abcdef", 4), "abc…");
     }
 
     proptest! {

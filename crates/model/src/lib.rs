@@ -7,6 +7,7 @@
 
 #[cfg(feature = "text")]
 pub mod event;
+pub mod hostile;
 mod id;
 #[cfg(feature = "text")]
 pub mod job;

@@ -15,6 +15,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use kiln_model::event::{Happening, NoteLevel};
+use kiln_model::hostile::one_line;
 use kiln_model::job::JobSpec;
 use kiln_model::outcome::Verdict;
 use kiln_vm::lifeline::{self, Tethered};
@@ -163,10 +164,7 @@ fn describe(status: Option<ExitStatus>, complaints: &[u8]) -> String {
     };
     let text = String::from_utf8_lossy(complaints);
     match text.lines().rev().find(|line| !line.trim().is_empty()) {
-        Some(line) => {
-            let line: String = line.chars().filter(|c| !c.is_control()).take(300).collect();
-            format!("{how}: {line}")
-        }
+        Some(line) => format!("{how}: {}", one_line(line.trim_end(), 300)),
         None => how,
     }
 }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use kiln_model::event::Happening;
+use kiln_model::hostile;
 use kiln_model::job::JobSpec;
 use kiln_model::protocol::{Exec, Pty};
 use kiln_vm::agent::{AgentError, ExitStatus, Session, SessionEvent, SessionHandle, SignalTarget};
@@ -104,7 +105,7 @@ impl Shell {
                 Some(News::Sign(Sign::Console(bytes))) => {
                     let text = String::from_utf8_lossy(&bytes).into_owned();
                     if !text.trim().is_empty() {
-                        last = text.trim().chars().filter(|c| !c.is_control()).take(200).collect();
+                        last = hostile::one_line(hostile::without_sequences(&text).trim(), 200);
                     }
                     let source = kiln_model::event::OutputSource::Console;
                     tell(sink, Happening::Output { stage: None, source, text });

@@ -5,6 +5,8 @@ use std::fmt;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
+use kiln_model::hostile::deceives;
+
 /// An absolute path in the guest, in its one normal form: starts with `/`, has no empty, `.` or `..`
 /// component, no NUL, and fits the kernel's limit. Bytes, because file names are.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -98,11 +100,7 @@ impl fmt::Display for GuestPath {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for chunk in self.0.utf8_chunks() {
             for c in chunk.valid().chars() {
-                if c.is_control() {
-                    write!(f, "{}", c.escape_default())?
-                } else {
-                    write!(f, "{c}")?
-                }
+                if deceives(c) { write!(f, "{}", c.escape_default())? } else { write!(f, "{c}")? }
             }
             write!(f, "{}", chunk.invalid().escape_ascii())?;
         }

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 
 use kiln_model::StageName;
 use kiln_model::event::{Event, Happening, NoteLevel};
+use kiln_model::hostile::one_line;
 use kiln_model::outcome::Outcome;
 
 use crate::sink::{EventSink, note};
@@ -34,11 +35,7 @@ impl JobReader {
         let Ok(event) = serde_json::from_slice::<Event>(line) else {
             self.stray_lines += 1;
             if self.stray_lines <= SHOWN_STRAY_LINES {
-                let text: String = String::from_utf8_lossy(line)
-                    .chars()
-                    .filter(|c| !c.is_control())
-                    .take(200)
-                    .collect();
+                let text = one_line(String::from_utf8_lossy(line).trim_end(), 200);
                 note(sink, NoteLevel::Warning, format!("the job printed what is no event: {text}"));
             }
             return;

@@ -15,6 +15,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use kiln_model::hostile;
 use kiln_model::protocol::{Answer, Done, ErrorKind, Exec, Heartbeat, Request, Stat, Welcome};
 
 pub use files::{PullReport, Pulled};
@@ -289,14 +290,6 @@ fn unexpected(answer: &Answer) -> AgentError {
 
 /// Guest text for a person: one line, printable, bounded.
 fn printable(bytes: &[u8]) -> String {
-    let text = String::from_utf8_lossy(bytes);
-    let mut shown = String::new();
-    for c in text.chars().take(1000) {
-        if c.is_control() {
-            shown.extend(c.escape_default());
-        } else {
-            shown.push(c);
-        }
-    }
-    shown
+    let text: String = String::from_utf8_lossy(bytes).chars().take(1000).collect();
+    hostile::line(&text).into_owned()
 }

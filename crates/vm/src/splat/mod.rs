@@ -13,11 +13,12 @@ mod signature;
 
 use std::collections::HashMap;
 
+use kiln_model::hostile::visible;
 use kiln_model::splat::{Splat, SplatKind};
 
 use crate::console::Line;
 use headline::{Headline, headline};
-use signature::{bounded, function, is_waiting, visible};
+use signature::{bounded, function, is_waiting};
 
 /// The most lines of one report.
 const MAX_LINES: usize = 200;

@@ -137,17 +137,6 @@ pub(super) fn bounded(text: &str) -> String {
     text.chars().take(MAX_SIGNATURE).collect()
 }
 
-/// Text for an excerpt: control characters shown, not obeyed.
-pub(super) fn visible(text: &str) -> String {
-    text.chars()
-        .map(|c| match c {
-            '\t' => c,
-            c if c.is_control() => '\u{fffd}',
-            c => c,
-        })
-        .collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
