@@ -28,6 +28,9 @@ use stage::{Console, StageRun};
 /// So many machines in a row may fail to boot.
 pub const BOOT_ATTEMPTS: u32 = 2;
 
+/// How long is listened to what a machine has said already; one that talks faster than it is heard would never be done.
+const LAST_LOOK: Duration = Duration::from_secs(1);
+
 /// Executes a job to its end. Every stage of the spec ends with exactly one `stage-ended`, whatever happens.
 pub fn execute(spec: &JobSpec, sink: &mut dyn EventSink, stop: &StopToken) {
     let pid = std::process::id();
@@ -141,9 +144,11 @@ impl<'a> Execution<'a> {
     }
 
     /// Whether a machine that waits for its next stage can still be trusted. One that crashed between two
-    /// stages must not be blamed on the second.
+    /// stages must not be blamed on the second. Nor is one trusted that cannot be heard out: a crash may be further back
+    /// in what it says.
     fn is_sound(&mut self, live: &mut Live) -> bool {
         let mut sound = true;
+        let until = self.now() + LAST_LOOK;
         while let Some(News::Sign(sign)) = live.machine.next(Duration::ZERO) {
             let lost = match &sign {
                 Sign::Splat(splat) if splat.kind.is_fatal() => Some(splat.signature.clone()),
@@ -156,6 +161,10 @@ impl<'a> Execution<'a> {
             if let Some(how) = lost {
                 self.warn(format!("machine {} was lost between two stages: {how}", live.number));
                 sound = false;
+            }
+            if now >= until {
+                self.warn(format!("machine {} does not stop talking; it is replaced", live.number));
+                return false;
             }
         }
         sound

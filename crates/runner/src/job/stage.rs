@@ -7,12 +7,13 @@ use std::time::Duration;
 
 use kiln_model::StageName;
 use kiln_model::event::{Happening, OutputSource};
+use kiln_model::hostile;
 use kiln_model::job::{Stage, Suite};
 use kiln_model::outcome::Outcome;
 
 use super::flood::{BUDGET, Flood};
 use super::machine::{News, Saved};
-use super::{Aftermath, Execution, Live};
+use super::{Aftermath, Execution, LAST_LOOK, Live};
 use crate::sink::{EventSink, tell};
 use crate::stop::Urgency;
 use crate::watch::{Ending, Gone, Limits, Sign, Watch, judge_ending, judge_exit};
@@ -90,26 +91,9 @@ fn keep_tail(tail: &mut Vec<u8>, bytes: &[u8]) {
 
 /// The last line that says something, as plain text.
 fn last_line(tail: &[u8]) -> Option<String> {
-    let text = without_escapes(&String::from_utf8_lossy(tail));
+    let text = hostile::without_sequences(&String::from_utf8_lossy(tail));
     let line = text.lines().rev().find(|line| line.chars().any(char::is_alphanumeric))?;
-    Some(line.trim().chars().filter(|c| !c.is_control()).take(200).collect())
-}
-
-/// Text without the sequences that move cursors and change colours.
-fn without_escapes(text: &str) -> String {
-    let mut plain = String::with_capacity(text.len());
-    let mut letters = text.chars();
-    while let Some(letter) = letters.next() {
-        if letter != '\x1b' {
-            plain.push(letter);
-            continue;
-        }
-        // `ESC [ parameters final` is one sequence; any other is taken as `ESC letter`.
-        if letters.next() == Some('[') {
-            letters.find(|c| ('@'..='~').contains(c));
-        }
-    }
-    plain
+    Some(hostile::one_line(line.trim(), 200))
 }
 
 impl Execution<'_> {
@@ -427,7 +411,10 @@ impl<'r, 'a> StageRun<'r, 'a> {
         let mut machine_usable = !matches!(outcome, Outcome::Broken { .. });
         self.bring_artifacts();
         // A crash while the artifacts came is still this stage's: nobody else was at work.
-        while let Some(News::Sign(sign)) = self.live.machine.next(Duration::ZERO) {
+        let until = self.job.now() + LAST_LOOK;
+        while self.job.now() < until
+            && let Some(News::Sign(sign)) = self.live.machine.next(Duration::ZERO)
+        {
             self.take(watch, sign);
         }
         if let Some(crashed) = self.late_crash(watch) {

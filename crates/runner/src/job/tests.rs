@@ -23,6 +23,8 @@ enum Act {
     StandStill(String),
     /// Nothing until somebody looks without waiting.
     Pause,
+    /// Lines on the console without an end.
+    Flood,
 }
 
 fn ready() -> Act {
@@ -82,6 +84,7 @@ impl Machine for FakeMachine {
                 Some(Act::Say(news)) => Some(news),
                 _ => None,
             },
+            Some(Act::Flood) => Some(News::Sign(Sign::Console(b"flood\n".to_vec()))),
             Some(Act::AskToStop(token)) => {
                 token.ask();
                 self.acts.pop_front();
@@ -330,6 +333,21 @@ fn a_machine_that_crashed_between_two_stages_is_not_blamed_on_the_second() {
     );
     assert_eq!(told.outcomes(), ["one: passed", "two: passed"]);
     assert!(told.lines.contains(&"splat oops: f in None".to_owned()), "{:?}", told.lines);
+    assert_eq!(told.log, ["1: launch one", "1: kill", "2: launch two", "2: power off"]);
+}
+
+#[test]
+fn a_machine_that_never_stops_talking_is_replaced_and_its_stage_still_ends() {
+    let told = play_with(
+        |spec| spec.stages[0].timeout_ms = 60_000,
+        ["one", "two"].map(stage).to_vec(),
+        vec![
+            Ok(vec![ready(), Act::AwaitLaunch, exit(0), Act::Flood]),
+            Ok(vec![ready(), Act::AwaitLaunch, exit(0)]),
+        ],
+        &StopToken::new(),
+    );
+    assert_eq!(told.outcomes(), ["one: passed", "two: passed"]);
     assert_eq!(told.log, ["1: launch one", "1: kill", "2: launch two", "2: power off"]);
 }
 
