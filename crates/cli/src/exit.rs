@@ -75,7 +75,9 @@ impl Exit {
             Exit::Setup => "this machine lacks something; `kiln doctor` names it",
             Exit::TestsFailed => "tests failed, crashed the kernel or ran out of time",
             Exit::BuildFailed => "the kernel or the image could not be built",
-            Exit::Unsound => "`kiln disk`: what was checked is damaged, or is not the same",
+            Exit::Unsound => {
+                "`kiln disk`, `kiln layer`: what was checked is damaged, or not the same"
+            }
             Exit::InfrastructureBroke => "our side broke; this says nothing about the kernel",
             Exit::CannotTest => {
                 "with --bisect: this commit cannot be tested (was 4, 96, 101 or 103)"

@@ -4,7 +4,7 @@
 //! Start with [`Image::open`] for an image's configuration file, or with [`Layer::open`] and
 //! [`Stack::new`] for layers in files. A stack is a [`BlockSource`](kiln_block::BlockSource), a
 //! [`Writable`] is a [`BlockDevice`](kiln_block::BlockDevice); frontends serve both without knowing
-//! the format. [`Stack::merge`], [`Writable::commit`] and [`Upper::seal`] make new layers.
+//! the format. [`pack`], [`Stack::merge`], [`Writable::commit`] and [`Upper::seal`] make new layers.
 //!
 //! The format's page is `docs/formats/overlaybd.md`. Readers take what the format's other
 //! implementation takes; writers write only what it reads.
@@ -14,6 +14,7 @@ mod config;
 mod error;
 mod input;
 mod lsmt;
+mod raw;
 mod sealed;
 mod stack;
 mod tar;
@@ -32,6 +33,7 @@ pub use config::{Config, Image, LowerConfig, UpperConfig};
 pub use error::LayerError;
 pub use input::Input;
 pub use lsmt::{Layer, Lookup, Segment};
+pub use raw::pack;
 pub use sealed::{Flaw, check};
 pub use stack::{ChainMismatch, MOST_LAYERS, Stack};
 pub use upper::{NewUpper, Upper};

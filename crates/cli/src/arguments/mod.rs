@@ -3,6 +3,7 @@
 
 mod disk;
 mod inspect;
+mod layer;
 mod make;
 mod run;
 
@@ -14,6 +15,10 @@ pub(crate) use disk::{
 pub(crate) use inspect::{
     CompletionsArgs, ConfigCommand, DiffArgs, DoctorArgs, HistoryCommand, ManArgs, PublishArgs,
     ReplayArgs, ReportArgs, RunsArgs, ShowArgs,
+};
+pub(crate) use layer::{
+    Compress, LayerCommand, LayerCommitArgs, LayerConvertArgs, LayerCreateArgs, LayerInspectArgs,
+    LayerMergeArgs, LayerSealArgs, LayerSealingArgs, LayerVerifyArgs, Target,
 };
 pub(crate) use make::{
     ImageBuildArgs, ImageCommand, ImageExt2Args, ImageInspectArgs, ImagePruneArgs, JobCommand,
@@ -114,6 +119,9 @@ pub(crate) enum Command {
     #[command(subcommand)]
     Image(ImageCommand),
     Disk(DiskArgs),
+    /// Make, look at and convert overlaybd layers
+    #[command(subcommand)]
+    Layer(LayerCommand),
     /// Execute a job spec: what `kiln run` starts, and what other machines are sent
     #[command(subcommand)]
     Job(JobCommand),

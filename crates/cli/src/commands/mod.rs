@@ -9,6 +9,7 @@ pub(crate) mod history;
 mod image;
 mod job;
 pub(crate) mod kernel;
+mod layer;
 mod plan;
 mod report;
 mod run;
@@ -39,6 +40,7 @@ pub(crate) fn dispatch(arguments: Arguments) -> Result<Exit, Failure> {
         Command::Run(args) => run::run(Session::start(&global)?, args),
         Command::Image(command) => image::image(Session::start(&global)?, &command),
         Command::Disk(args) => disk::disk(&Session::start(&global)?, &args),
+        Command::Layer(command) => layer::layer(&Session::start(&global)?, &command),
         Command::Report(args) => report::report(Session::start(&global)?, &args),
         Command::Publish(args) => report::publish(Session::start(&global)?, &args),
         Command::Shell(args) => shell::shell(Session::start(&global)?, &args),

@@ -20,6 +20,7 @@ fn the_short_help_fits_a_screen_and_names_every_command() {
         "kernel",
         "image",
         "disk",
+        "layer",
         "job",
         "doctor",
         "config",

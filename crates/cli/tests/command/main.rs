@@ -9,4 +9,5 @@ mod faults;
 mod help;
 mod history;
 mod kiln;
+mod layer;
 mod planning;

@@ -1,6 +1,6 @@
 //! `kiln disk`: virtual disks in a pool. A command opens the pool, does its work and closes it.
 
-mod contents;
+pub(crate) mod contents;
 mod serve;
 mod store;
 mod transfer;

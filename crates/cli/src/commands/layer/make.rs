@@ -1,0 +1,231 @@
+//! Layers, raw images and uppers that are made.
+
+use std::fs::File;
+use std::io::Read as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use kiln_block::{BlockDevice, ByteLen, FileDevice, ReadOnly};
+use kiln_overlaybd::{
+    Codec, Layer, LayerError, NewUpper, Packing, Sealing, Stack, Upper, Uuid, Written, pack,
+};
+use serde_json::json;
+
+use super::output::{begin, finish, folder_of, sync};
+use super::{open, refused};
+use crate::arguments::{
+    Compress, LayerCommitArgs, LayerConvertArgs, LayerCreateArgs, LayerMergeArgs, LayerSealArgs,
+    LayerSealingArgs, Target,
+};
+use crate::commands::disk::contents::{self, Named};
+use crate::exit::Exit;
+use crate::failure::{Explain as _, Failure};
+use crate::session::Session;
+use crate::{hostile, terminal};
+
+/// `kiln layer convert`
+pub(crate) fn convert(session: &Session, args: &LayerConvertArgs) -> Result<Exit, Failure> {
+    match args.to {
+        Target::Raw => to_raw(session, &args.sealing, &args.layers),
+        Target::Overlaybd => from_raw(session, &args.sealing, &args.layers),
+    }
+}
+
+/// `kiln layer merge`
+pub(crate) fn merge(session: &Session, args: &LayerMergeArgs) -> Result<Exit, Failure> {
+    let stack = stack(&args.layers)?;
+    let top = stack.layers().last().and_then(Layer::uuid);
+    let sealing = sealing(&args.sealing, top)?;
+    write(session, &args.sealing.output, |file| stack.merge(file, &sealing))
+}
+
+/// `kiln layer commit`
+pub(crate) fn commit(session: &Session, args: &LayerCommitArgs) -> Result<Exit, Failure> {
+    let upper = Upper::open(&args.data, args.index.as_deref()).map_err(refused)?;
+    let sealing = sealing(&args.sealing, upper.uuid())?;
+    write(session, &args.sealing.output, |file| upper.commit(file, &sealing))
+}
+
+/// `kiln layer seal`
+pub(crate) fn seal(session: &Session, args: &LayerSealArgs) -> Result<Exit, Failure> {
+    // A log with a trailer still has a log's header, and would be sealed once more.
+    if open(&args.data).is_ok() {
+        let text = format!("{} is sealed already", args.data.display());
+        return Err(Failure::new(Exit::Usage, text).hint("kiln layer inspect shows it"));
+    }
+    let upper = Upper::open(&args.data, Some(&args.index)).map_err(refused)?;
+    upper.seal().map_err(refused)?;
+    told(session, &args.data)
+}
+
+/// `kiln layer create`
+pub(crate) fn create(session: &Session, args: &LayerCreateArgs) -> Result<Exit, Failure> {
+    let new = NewUpper {
+        virtual_size: args.size.get(),
+        uuid: args.uuid.map_or_else(random, Ok)?,
+        parent: args.parent.unwrap_or_default(),
+        user_tag: Vec::new(),
+    };
+    if args.sparse && args.size == ByteLen::ZERO {
+        let text = "a sparse upper needs a size";
+        return Err(Failure::new(Exit::Usage, text).hint("add --size, such as --size 10G"));
+    }
+    let making = |path: &Path| {
+        let folder = tempfile::Builder::new().prefix(".kiln-layer-").tempdir_in(folder_of(path));
+        folder.tried(|| format!("cannot write {}", path.display())).exits(Exit::Setup)
+    };
+    let data_folder = making(&args.data)?;
+    let data = data_folder.path().join("data");
+    match &args.index {
+        Some(index) => {
+            let index_folder = making(index)?;
+            let file = index_folder.path().join("index");
+            Upper::create_log(&data, &file, &new).map_err(refused)?;
+            place(&file, index)?;
+            // Without its data an index is of no use.
+            place(&data, &args.data).inspect_err(|_| drop(std::fs::remove_file(index)))?;
+        }
+        None => {
+            Upper::create_sparse(&data, &new).map_err(refused)?;
+            place(&data, &args.data)?;
+        }
+    }
+    told(session, &args.data)
+}
+
+/// Gives a complete file its name, which nothing may have.
+fn place(from: &Path, to: &Path) -> Result<(), Failure> {
+    sync(from)?;
+    std::fs::hard_link(from, to)
+        .tried(|| format!("cannot create {}", to.display()))
+        .exits(Exit::Usage)?;
+    sync(folder_of(to))
+}
+
+fn to_raw(session: &Session, args: &LayerSealingArgs, layers: &[PathBuf]) -> Result<Exit, Failure> {
+    let of_layers = args.compress.is_some() || args.block_size.is_some() || args.tar;
+    if of_layers || args.uuid.is_some() || args.parent.is_some() {
+        let text = "a raw image has no compression, tar, UUID or parent";
+        return Err(Failure::new(Exit::Usage, text).hint("leave those flags out"));
+    }
+    let disk = ReadOnly(stack(layers)?);
+    let size = BlockDevice::size(&disk);
+    if size == ByteLen::ZERO {
+        let text = "no layer says how large the disk is";
+        return Err(Failure::new(Exit::Usage, text).hint("give the layers below too"));
+    }
+    let tried = || format!("cannot write {}", args.output.display());
+    let file = begin(&args.output)?;
+    file.as_file().set_len(size.get()).tried(tried).exits(Exit::Setup)?;
+    let target = FileDevice::open(file.path(), false).exits(Exit::Setup)?;
+    let (from, to) = (names(layers), args.output.display().to_string());
+    contents::copy(
+        Named { device: &disk, name: &from },
+        Named { device: &target, name: &to },
+        &AtomicBool::new(false),
+        &mut |_| {},
+    )
+    .map_err(contents::ContentsError::explained)?;
+    finish(file, &args.output)?;
+    told(session, &args.output)
+}
+
+fn from_raw(
+    session: &Session,
+    args: &LayerSealingArgs,
+    layers: &[PathBuf],
+) -> Result<Exit, Failure> {
+    let [image] = layers else {
+        let text = format!("one raw image becomes a layer, and {} were given", layers.len());
+        return Err(Failure::new(Exit::Usage, text).hint("kiln layer merge takes layers"));
+    };
+    let disk = FileDevice::open(image, true).exits(Exit::Usage)?;
+    let name = image.display().to_string();
+    let mut start = Vec::new();
+    let read = File::open(image).and_then(|file| file.take(8).read_to_end(&mut start));
+    read.tried(|| format!("cannot read {name}")).exits(Exit::InfrastructureBroke)?;
+    // One that is damaged must not be wrapped as if it were a disk.
+    if start.starts_with(b"LSMT") || start.starts_with(b"ZFile") || open(image).is_ok() {
+        let text = format!("{name} is a layer and not a raw image");
+        return Err(Failure::new(Exit::Usage, text).hint("kiln layer merge takes layers"));
+    }
+    let disk: Arc<dyn BlockDevice> = Arc::new(disk);
+    let sealing = sealing(args, None)?;
+    write(session, &args.output, |file| pack(&name, &disk, file, &sealing))
+}
+
+/// Layers on each other; one that belongs on another is told and no obstacle.
+fn stack(paths: &[PathBuf]) -> Result<Stack, Failure> {
+    let layers = paths.iter().map(|path| open(path)).collect::<Result<Vec<_>, _>>();
+    let stack = Stack::new(layers.map_err(refused)?).map_err(refused)?;
+    for mismatch in stack.chain_mismatches() {
+        terminal::say(&format!("warning: {}", hostile::line(&mismatch.to_string())));
+    }
+    Ok(stack)
+}
+
+fn names(paths: &[PathBuf]) -> String {
+    let names: Vec<_> = paths.iter().map(|path| path.display().to_string()).collect();
+    names.join(", ")
+}
+
+fn sealing(args: &LayerSealingArgs, uuid: Option<Uuid>) -> Result<Sealing, Failure> {
+    let size = args.block_size.map_or(4096, ByteLen::get);
+    let block_size = match u32::try_from(size) {
+        Ok(size) if size.is_power_of_two() && (4096..=65536).contains(&size) => size,
+        _ => {
+            let text = format!("--block-size {size} is no power of two from 4K to 64K");
+            return Err(Failure::new(Exit::Usage, text));
+        }
+    };
+    let threads = std::thread::available_parallelism().map_or(1, Into::into);
+    let packing = |codec| Packing { codec, block_size, threads, ..Packing::default() };
+    Ok(Sealing {
+        uuid: args.uuid.or(uuid).unwrap_or_default(),
+        parent: args.parent.unwrap_or_default(),
+        user_tag: Vec::new(),
+        packing: match args.compress.unwrap_or(Compress::Lz4) {
+            Compress::None => None,
+            Compress::Lz4 => Some(packing(Codec::Lz4)),
+            Compress::Zstd => Some(packing(Codec::Zstd)),
+        },
+        in_tar: args.tar,
+    })
+}
+
+/// Writes a layer, which must open before it takes its place.
+fn write<'a>(
+    session: &Session,
+    path: &Path,
+    make: impl FnOnce(File) -> Result<Written<File>, LayerError> + 'a,
+) -> Result<Exit, Failure> {
+    let file = begin(path)?;
+    let handle = file.reopen().tried(|| format!("cannot write {}", path.display()));
+    make(handle.exits(Exit::Setup)?).map_err(refused)?;
+    open(file.path())
+        .map_err(refused)
+        .tried(|| format!("{} would be no layer that others read", path.display()))
+        .exits(Exit::Usage)?;
+    finish(file, path)?;
+    told(session, path)
+}
+
+fn random() -> Result<Uuid, Failure> {
+    let mut bytes = [0; 16];
+    rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())?;
+    bytes[6] = bytes[6] & 0x0f | 0x40;
+    bytes[8] = bytes[8] & 0x3f | 0x80;
+    Ok(Uuid::from_bytes(bytes))
+}
+
+/// Says what was made.
+fn told(session: &Session, path: &Path) -> Result<Exit, Failure> {
+    if session.json() {
+        let bytes = std::fs::metadata(path).map(|found| found.len()).unwrap_or_default();
+        session.out_json(&json!({"path": path, "bytes": bytes}))?;
+    } else {
+        terminal::out_line(&path.display().to_string())?;
+    }
+    Ok(Exit::Success)
+}

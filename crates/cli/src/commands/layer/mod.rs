@@ -1,0 +1,50 @@
+//! `kiln layer`: overlaybd layers in files.
+
+mod look;
+mod make;
+mod output;
+
+use std::path::Path;
+
+use kiln_block::DeviceError;
+use kiln_overlaybd::{Input, Layer, LayerError, OpenOptions};
+
+use crate::arguments::LayerCommand;
+use crate::exit::Exit;
+use crate::failure::Failure;
+use crate::session::Session;
+
+/// `kiln layer`
+pub(crate) fn layer(session: &Session, command: &LayerCommand) -> Result<Exit, Failure> {
+    match command {
+        LayerCommand::Inspect(args) => look::inspect(session, args),
+        LayerCommand::Verify(args) => look::verify(session, args),
+        LayerCommand::Convert(args) => make::convert(session, args),
+        LayerCommand::Merge(args) => make::merge(session, args),
+        LayerCommand::Create(args) => make::create(session, args),
+        LayerCommand::Commit(args) => make::commit(session, args),
+        LayerCommand::Seal(args) => make::seal(session, args),
+    }
+}
+
+fn open(path: &Path) -> Result<Layer, LayerError> {
+    Layer::open(Input::open(path)?, &OpenOptions::default())
+}
+
+/// How a refusal ends the process.
+fn exit_of(error: &LayerError) -> Exit {
+    match error {
+        LayerError::Damaged { .. }
+        | LayerError::Device { source: DeviceError::Damaged { .. }, .. } => Exit::Unsound,
+        LayerError::Io { act: "open" | "create", .. }
+        | LayerError::Unsupported { .. }
+        | LayerError::Refused(_)
+        | LayerError::Config { .. } => Exit::Usage,
+        LayerError::Io { .. } | LayerError::Device { .. } => Exit::InfrastructureBroke,
+    }
+}
+
+fn refused(error: LayerError) -> Failure {
+    let exit = exit_of(&error);
+    Failure::from(error).with_exit(exit)
+}
