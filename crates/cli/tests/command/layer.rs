@@ -2,6 +2,9 @@
 
 use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 
+use kiln_block::{BlockDevice as _, ByteOffset};
+use kiln_overlaybd::{Upper, Writable};
+
 use crate::kiln::Kiln;
 
 const DATA: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../overlaybd/tests/data");
@@ -92,11 +95,28 @@ fn an_upper_is_made_committed_and_sealed() {
     kiln.run(&create).exits(0);
     kiln.run(&create).exits(2).complains(&["u.index"]);
     kiln.run(&["layer", "create", "s.data", "--sparse", "--size", "1M"]).exits(0);
+    for (data, index) in [("u.data", Some("u.index")), ("s.data", None)] {
+        let index = index.map(|name| kiln.folder().join(name));
+        let upper = Upper::open(&kiln.folder().join(data), index.as_deref()).expect("it opens");
+        let disk = Writable::new(upper, None).expect("it has a size");
+        disk.write_at(ByteOffset::new(8192), &[7; 4096]).expect("it can be written");
+        disk.flush().expect("it can be flushed");
+    }
+    let before = [read(&kiln, "u.data"), read(&kiln, "u.index"), read(&kiln, "s.data")];
     kiln.run(&["layer", "commit", "s.data", "--output", "s.obd"]).exits(0);
     kiln.run(&["layer", "commit", "u.data", "u.index", "--output", "u.obd"]).exits(0);
+    let after = [read(&kiln, "u.data"), read(&kiln, "u.index"), read(&kiln, "s.data")];
+    assert!(before == after, "a commit leaves the upper as it is");
     let json = kiln.run(&["layer", "inspect", "u.obd", "--format", "json"]).exits(0).json();
-    assert_eq!((&json["uuid"], &json["segments"]), (&uuid.into(), &0.into()));
+    assert_eq!((&json["uuid"], &json["segments"]), (&uuid.into(), &1.into()));
     kiln.run(&["layer", "seal", "u.data", "u.index"]).exits(0);
+    for layer in ["u.obd", "s.obd", "u.data"] {
+        kiln.run(&["layer", "convert", "--to", "raw", "--output", "u.img", layer]).exits(0);
+        let image = read(&kiln, "u.img");
+        assert_eq!(image.len(), 1 << 20, "{layer}");
+        let rest = image[..8192].iter().chain(&image[12288..]);
+        assert!(image[8192..12288] == [7; 4096] && rest.copied().all(|byte| byte == 0), "{layer}");
+    }
     kiln.run(&["layer", "seal", "u.data", "u.index"]).exits(2).complains(&["sealed already"]);
     let said = kiln.run(&["layer", "verify", "u.data", "u.obd", "s.obd"]).exits(0).stdout;
     assert!(said.contains("note: it was sealed in place"), "{said}");
