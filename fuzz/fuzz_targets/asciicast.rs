@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use kiln_history::hostile::{TerminalFilter, page, plain};
+use kiln_history::terminal_text::{TerminalFilter, page, plain};
 use kiln_history::{CastKind, CastReader};
 use libfuzzer_sys::fuzz_target;
 

@@ -247,7 +247,7 @@ fn new_splats(from: &RunSummary, to: &RunSummary) -> Vec<NewSplat> {
 impl std::fmt::Display for RunDiff {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let outcome = |outcome: &Option<Outcome>| match outcome {
-            Some(outcome) => crate::hostile::one_line(&outcome.to_string(), 200),
+            Some(outcome) => kiln_model::hostile::one_line(&outcome.to_string(), 200),
             None => "did not end".into(),
         };
         let lists = [
@@ -263,7 +263,7 @@ impl std::fmt::Display for RunDiff {
             }
         }
         for splat in &self.new_splats {
-            let signature = crate::hostile::one_line(&splat.signature, 200);
+            let signature = kiln_model::hostile::one_line(&splat.signature, 200);
             match &splat.stage {
                 Some(stage) => writeln!(f, "{:<14} {stage}: {signature}", "new splat")?,
                 None => writeln!(f, "{:<14} {signature}", "new splat")?,

@@ -10,7 +10,7 @@ use quick_junit::{NonSuccessKind, Report, TestCase, TestCaseStatus, TestSuite, X
 
 use crate::folder::RunFolder;
 use crate::summary::{RunSummary, StageSummary};
-use crate::{HistoryError, Replay, hostile};
+use crate::{HistoryError, Replay, terminal_text};
 
 /// A case carries at most so many bytes of its terminal, the end of it.
 const MOST_OUTPUT: usize = 64 << 10;
@@ -59,15 +59,17 @@ fn case(run: &RunSummary, stage: &StageSummary, folder: Option<&RunFolder>) -> T
         .and_then(|folder| Replay::open(folder, run.id.as_str(), &stage.name).ok())
         .and_then(|replay| replay.plain_text().ok());
     if let Some(shown) = shown.filter(|shown| !shown.is_empty()) {
-        case.set_system_out(text(&hostile::page(&shown, MOST_OUTPUT, WIDEST_LINE)));
+        case.set_system_out(text(&terminal_text::page(&shown, MOST_OUTPUT, WIDEST_LINE)));
     }
     case
 }
 
 /// XML 1.0 has no way to write most control characters, U+FFFE and U+FFFF, not even escaped.
 fn text(raw: &str) -> XmlString {
-    let clean: String =
-        hostile::plain(raw).chars().filter(|c| !matches!(c, '\u{fffe}' | '\u{ffff}')).collect();
+    let clean: String = terminal_text::plain(raw)
+        .chars()
+        .filter(|c| !matches!(c, '\u{fffe}' | '\u{ffff}'))
+        .collect();
     XmlString::new(clean)
 }
 

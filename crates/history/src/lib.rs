@@ -11,7 +11,6 @@ mod cast;
 mod diff;
 mod error;
 mod folder;
-pub mod hostile;
 mod index;
 mod junit;
 mod lines;
@@ -23,6 +22,7 @@ mod sample;
 pub mod site;
 mod standing;
 mod summary;
+pub mod terminal_text;
 
 pub use cast::{CastEvent, CastHeader, CastKind, CastReader, STAGE_TERMINAL, TerminalSize};
 pub use diff::{Change, DurationChange, NewSplat, Noise, RunDiff};

@@ -320,7 +320,7 @@ impl Git {
             None => "kiln".to_owned(),
         };
         let mut commit = self.inside();
-        commit.args(["commit-tree", tree, "-m", &crate::hostile::one_line(&message, 200)]);
+        commit.args(["commit-tree", tree, "-m", &kiln_model::hostile::one_line(&message, 200)]);
         if let Some(parent) = parent {
             commit.args(["-p", parent]);
         }
@@ -385,7 +385,7 @@ fn said(act: &str, output: &Output) -> HistoryError {
     let last = &lines[lines.len().saturating_sub(4)..];
     let said = match last {
         [] => format!("nothing, {}", output.status),
-        lines => crate::hostile::one_line(&without_secrets(&lines.join("; ")), 800),
+        lines => kiln_model::hostile::one_line(&without_secrets(&lines.join("; ")), 800),
     };
     HistoryError::Git { act: act.to_owned(), said }
 }

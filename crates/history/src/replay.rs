@@ -10,7 +10,7 @@ use kiln_model::StageName;
 use crate::HistoryError;
 use crate::cast::{CastHeader, CastKind, CastReader};
 use crate::folder::RunFolder;
-use crate::hostile::{TerminalFilter, plain};
+use crate::terminal_text::{TerminalFilter, plain};
 
 /// How to play.
 #[derive(Clone, Copy, Debug, PartialEq)]

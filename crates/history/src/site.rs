@@ -14,7 +14,7 @@
 //!
 //! The pages over all runs are made from the `run.json` files alone, so a site may hold runs whose recordings are
 //! long gone, or came from another machine. Everything a guest said is hostile text: it is escaped by the
-//! templates, cleaned by [`hostile`](crate::hostile), and no page may load or run anything but `assets`.
+//! templates, cleaned by [`terminal_text`](crate::terminal_text), and no page may load or run anything but `assets`.
 
 mod assets;
 mod badge;

@@ -161,7 +161,7 @@ pub(crate) fn replay(session: &Session, args: &ReplayArgs) -> Result<Exit, Failu
     let options =
         ReplayOptions { speed: args.speed, idle_limit: Some(Duration::from_secs_f64(args.idle)) };
     let played = play(replay, options);
-    terminal::out(kiln_history::hostile::TerminalFilter::RESTORE)?;
+    terminal::out(kiln_history::terminal_text::TerminalFilter::RESTORE)?;
     played
 }
 

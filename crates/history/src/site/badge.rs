@@ -1,9 +1,9 @@
 //! Status badges: small SVG files to put into a README.
 
+use kiln_model::hostile::one_line;
 use kiln_model::outcome::Verdict;
 use maud::html;
 
-use crate::hostile::one_line;
 use crate::summary::{RunState, RunSummary};
 
 /// The badge of a scenario whose newest run is this one.

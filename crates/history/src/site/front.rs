@@ -2,13 +2,13 @@
 
 use std::collections::BTreeMap;
 
+use kiln_model::hostile::one_line;
 use maud::{Markup, html};
 
 use super::badge::badge;
 use super::evidence::plain_part;
 use super::page::{self, Depth, chip, duration, moment, sign, utc};
 use super::{SiteFile, standing};
-use crate::hostile::one_line;
 use crate::standing::Standing;
 use crate::summary::{RunState, RunSummary};
 

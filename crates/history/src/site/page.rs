@@ -1,10 +1,10 @@
 //! What all pages share: the frame, and the small pieces that mean the same wherever they stand.
 
+use kiln_model::hostile::one_line;
 use kiln_model::outcome::Outcome;
 use maud::{DOCTYPE, Markup, html};
 
 use super::assets::HAS_PLAYER;
-use crate::hostile::one_line;
 use crate::summary::{RunSummary, StageSummary};
 
 /// Pages may load their own files and nothing else. The player compiles WebAssembly and sets style attributes on

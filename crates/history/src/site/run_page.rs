@@ -1,12 +1,13 @@
 //! The page of one run: failures first, each with its evidence and the commands that go on from there.
 
+use kiln_model::hostile::one_line;
 use maud::{Markup, html};
 
 use super::evidence::Evidence;
 use super::page::{self, Depth, chip, command, duration, moment, reason, size, stage_link};
-use crate::hostile::{self, one_line};
 use crate::standing::Standing;
 use crate::summary::{RunState, RunSummary, StageSummary};
+use crate::terminal_text;
 
 /// Of a kernel report, so much is shown on the run's page; the stage's page has more.
 const EXCERPT_BYTES: usize = 4 << 10;
@@ -120,7 +121,7 @@ fn failure(run: &RunSummary, stage: &StageSummary, standing: &Standing) -> Marku
 
 /// The first lines of a kernel report.
 pub(super) fn excerpt(text: &str) -> String {
-    let clean = hostile::plain(text);
+    let clean = terminal_text::plain(text);
     let mut shown = String::new();
     let mut lines = clean.lines();
     for line in lines.by_ref().take(EXCERPT_LINES) {

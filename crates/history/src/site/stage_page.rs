@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::{BufReader, Read, Seek, SeekFrom};
 use std::path::Path;
 
+use kiln_model::hostile::one_line;
 use maud::{Markup, PreEscaped, html};
 
 use super::assets::HAS_PLAYER;
@@ -12,10 +13,10 @@ use super::page::{self, Depth, chip, command, duration, moment, reason};
 use super::run_page::{console, file, files};
 use crate::cast::{CastKind, CastReader, header_line, output_line};
 use crate::folder::RunFolder;
-use crate::hostile::{self, TerminalFilter, one_line};
 use crate::replay::Replay;
 use crate::standing::Standing;
 use crate::summary::{RunSummary, StageSummary};
+use crate::terminal_text::{self, TerminalFilter};
 
 /// A recording larger than this is not put into the page; `kiln replay` plays it.
 const LARGEST_IN_PAGE: u64 = 2 << 20;
@@ -93,7 +94,7 @@ fn splats(stage: &StageSummary) -> Markup {
                 h2 id="splats" { "The kernel said" }
                 @for splat in &stage.splats {
                     h3.mono { (one_line(&splat.signature, 200)) }
-                    pre.splat tabindex="0" { (hostile::page(&splat.excerpt, LOG_BYTES, WIDEST_LINE)) }
+                    pre.splat tabindex="0" { (terminal_text::page(&splat.excerpt, LOG_BYTES, WIDEST_LINE)) }
                 }
             }
         }
@@ -109,7 +110,7 @@ struct Recording {
 
 fn recording(folder: &RunFolder, run: &RunSummary, stage: &StageSummary) -> Option<Recording> {
     let replay = Replay::open(folder, run.id.as_str(), &stage.name).ok()?;
-    let text = hostile::page(&replay.plain_text().ok()?, LOG_BYTES, WIDEST_LINE);
+    let text = terminal_text::page(&replay.plain_text().ok()?, LOG_BYTES, WIDEST_LINE);
     let path = folder.cast(&stage.name);
     let small = std::fs::metadata(&path).is_ok_and(|meta| meta.len() <= LARGEST_IN_PAGE);
     let cast = if HAS_PLAYER && small { for_the_player(&path) } else { None };
@@ -168,7 +169,7 @@ fn tail(path: &Path) -> Option<String> {
     file.seek(SeekFrom::Start(len.saturating_sub(most))).ok()?;
     let mut bytes = Vec::new();
     file.take(most).read_to_end(&mut bytes).ok()?;
-    let text = hostile::page(&String::from_utf8_lossy(&bytes), usize::MAX, WIDEST_LINE);
+    let text = terminal_text::page(&String::from_utf8_lossy(&bytes), usize::MAX, WIDEST_LINE);
     match len.saturating_sub(most) {
         _ if text.trim().is_empty() => None,
         0 => Some(text),

@@ -1,13 +1,12 @@
-//! Text from a guest, made fit to be looked at.
+//! What a terminal was told, made fit to be looked at.
 //!
 //! A kernel log may hold anything: escape sequences that rewrite a title or ask the terminal to answer, overrides that
-//! turn a line around, megabytes without a newline. Three readers want three things of it: a line of a table
-//! ([`one_line`]), a page of text ([`page`], [`plain`]), and a terminal that replays it ([`TerminalFilter`]).
+//! turn a line around, megabytes without a newline. Two readers want two things of it: a page of text ([`page`],
+//! [`plain`]), and a terminal that replays it ([`TerminalFilter`]). Single lines are [`kiln_model::hostile`]'s.
 
 use std::borrow::Cow;
 
 use kiln_model::hostile::deceives;
-pub use kiln_model::hostile::one_line;
 
 /// Text for a page: escape sequences are taken out, other control and invisible characters are made visible as
 /// U+FFFD, lines beyond `widest` characters are cut and say so, and of more than `most` bytes the end is kept.
