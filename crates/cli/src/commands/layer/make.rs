@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering;
 
 use kiln_block::{BlockDevice, ByteLen, FileDevice, ReadOnly};
 use kiln_overlaybd::{
@@ -12,7 +12,7 @@ use kiln_overlaybd::{
 };
 use serde_json::json;
 
-use super::output::{begin, finish, folder_of, sync};
+use super::output::{Stoppable, begin, finish, folder_of, listen, sync};
 use super::{open, refused};
 use crate::arguments::{
     Compress, LayerCommitArgs, LayerConvertArgs, LayerCreateArgs, LayerMergeArgs, LayerSealArgs,
@@ -116,6 +116,7 @@ fn to_raw(session: &Session, args: &LayerSealingArgs, layers: &[PathBuf]) -> Res
         return Err(Failure::new(Exit::Usage, text).hint("give the layers below too"));
     }
     let tried = || format!("cannot write {}", args.output.display());
+    let enough = listen()?;
     let file = begin(&args.output)?;
     file.as_file().set_len(size.get()).tried(tried).exits(Exit::Setup)?;
     let target = FileDevice::open(file.path(), false).exits(Exit::Setup)?;
@@ -123,7 +124,7 @@ fn to_raw(session: &Session, args: &LayerSealingArgs, layers: &[PathBuf]) -> Res
     contents::copy(
         Named { device: &disk, name: &from },
         Named { device: &target, name: &to },
-        &AtomicBool::new(false),
+        &enough,
         &mut |_| {},
     )
     .map_err(contents::ContentsError::explained)?;
@@ -195,14 +196,19 @@ fn sealing(args: &LayerSealingArgs, uuid: Option<Uuid>) -> Result<Sealing, Failu
 }
 
 /// Writes a layer, which must open before it takes its place.
-fn write<'a>(
+fn write(
     session: &Session,
     path: &Path,
-    make: impl FnOnce(File) -> Result<Written<File>, LayerError> + 'a,
+    make: impl FnOnce(Stoppable) -> Result<Written<Stoppable>, LayerError>,
 ) -> Result<Exit, Failure> {
+    let enough = listen()?;
     let file = begin(path)?;
     let handle = file.reopen().tried(|| format!("cannot write {}", path.display()));
-    make(handle.exits(Exit::Setup)?).map_err(refused)?;
+    let out = Stoppable { file: handle.exits(Exit::Setup)?, enough: Arc::clone(&enough) };
+    make(out).map_err(|error| match enough.load(Ordering::Relaxed) {
+        true => Failure::new(Exit::Interrupted, "interrupted"),
+        false => refused(error),
+    })?;
     open(file.path())
         .map_err(refused)
         .tried(|| format!("{} would be no layer that others read", path.display()))

@@ -1,13 +1,17 @@
 //! Files that appear when they are complete.
 
 use std::fs::File;
+use std::io::{self, Seek, SeekFrom, Write};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use tempfile::NamedTempFile;
 
 use crate::exit::Exit;
 use crate::failure::{Explain as _, Failure};
+use crate::signals::{self, Heard};
 
 /// The folder a file is in.
 pub(crate) fn folder_of(path: &Path) -> &Path {
@@ -42,4 +46,45 @@ pub(crate) fn sync(path: &Path) -> Result<(), Failure> {
         .and_then(|file| file.sync_all())
         .tried(|| format!("cannot sync {}", path.display()))
         .exits(Exit::InfrastructureBroke)
+}
+
+/// Set by Ctrl-C or a signal: what was begun is removed first.
+pub(crate) fn listen() -> Result<Arc<AtomicBool>, Failure> {
+    let enough = Arc::new(AtomicBool::new(false));
+    let heard = Arc::clone(&enough);
+    signals::listen(move |signal| {
+        if signal != Heard::Resized {
+            heard.store(true, Ordering::Relaxed);
+        }
+    })
+    .tried(|| "cannot listen for signals".to_owned())
+    .exits(Exit::InfrastructureBroke)?;
+    Ok(enough)
+}
+
+/// A file whose writing fails as soon as somebody wants us to end.
+#[derive(Debug)]
+pub(crate) struct Stoppable {
+    pub(crate) file: File,
+    pub(crate) enough: Arc<AtomicBool>,
+}
+
+impl Write for Stoppable {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.enough.load(Ordering::Relaxed) {
+            // Not the kind that writers try again after.
+            return Err(io::Error::other("interrupted"));
+        }
+        self.file.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
+    }
+}
+
+impl Seek for Stoppable {
+    fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
+        self.file.seek(to)
+    }
 }
