@@ -11,7 +11,7 @@ use super::{FetchError, Progress};
 use crate::kernel::compression;
 
 /// The mirror network of Debian itself.
-pub(super) const DEBIAN: &str = "https://deb.debian.org/debian";
+pub(super) const DEBIAN: &str = "https://ftp.debian.org/debian";
 
 /// Whose kernels are looked at: of the stable release, and those backported to it.
 const SUITES: [&str; 2] = ["stable", "stable-backports"];
