@@ -1,7 +1,6 @@
 //! A Debian package, and a list of packages.
 #![no_main]
 
-use std::io::Read;
 
 use kiln_image::kernel::fetch::parse_package_list;
 use kiln_image::kernel::{Limits, read_deb};
