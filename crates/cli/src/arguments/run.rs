@@ -7,7 +7,8 @@ use clap::Args;
 /// Which scenario on which kernel.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct TargetArgs {
-    /// A scenario file, or the name of one that ships with Kiln (`kiln plan --list` names them)
+    /// A scenario file, or the name of one that ships with Kiln (`kiln plan --list` names them); without it,
+    /// `simple-example`
     #[arg(value_name = "SCENARIO")]
     pub(crate) scenario: Option<String>,
 
