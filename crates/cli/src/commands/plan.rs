@@ -6,6 +6,7 @@ use kiln_image::cache::ForeseenImage;
 use kiln_model::plan::Plan;
 use serde_json::json;
 
+use super::run::DEFAULT_SCENARIO;
 use super::target;
 use crate::arguments::PlanArgs;
 use crate::exit::Exit;
@@ -20,9 +21,8 @@ pub(crate) fn plan(mut session: Session, args: &PlanArgs) -> Result<Exit, Failur
     if args.list {
         return list(&session);
     }
-    let Some(name) = &args.target.scenario else {
-        return Err(Failure::new(Exit::Usage, "which scenario?").hint("kiln plan --list"));
-    };
+    // What `kiln run` would run without a name, it plans.
+    let name = args.target.scenario.as_deref().unwrap_or(DEFAULT_SCENARIO);
     target::machine_flags(&mut session, &args.machine)?;
     let loaded = target::scenario(name)?;
     let kernel = target::chosen_kernel(&mut session, args.target.kernel.as_deref())?;

@@ -21,7 +21,7 @@ use crate::signals::{self, Heard};
 use crate::{hostile, rerun, run_id, terminal};
 
 /// What `kiln run` does when no scenario is named.
-const DEFAULT_SCENARIO: &str = "simple-example";
+pub(super) const DEFAULT_SCENARIO: &str = "simple-example";
 
 /// `kiln run`
 pub(crate) fn run(session: Session, args: RunArgs) -> Result<Exit, Failure> {
