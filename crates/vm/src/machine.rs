@@ -41,8 +41,10 @@ const DRAIN_DEADLINE: Duration = Duration::from_secs(10);
 const CONSOLE_ROOM: usize = 1 << 20;
 /// How long a control command may take.
 const CONTROL_PATIENCE: Duration = Duration::from_secs(10);
-/// Printing has ended when the console has been silent for this long.
-const QUIET: Duration = Duration::from_millis(1000);
+/// Silence after an answer that means its end, so that the next question can follow.
+const QUIET: Duration = Duration::from_millis(150);
+/// The same after the last answer, the longest one, behind which the machine is killed.
+const QUIET_AT_LAST: Duration = Duration::from_millis(500);
 
 /// One running QEMU. Dropping it kills it and waits for its end.
 pub struct Vm {
@@ -96,12 +98,12 @@ impl Activity {
     }
 
     /// Waits until something new was printed and then nothing for a while; whether anything was.
-    fn settle(&self, before: u64, deadline: Instant) -> bool {
+    fn settle(&self, before: u64, quiet: Duration, deadline: Instant) -> bool {
         let mut latest = self.lock();
         loop {
             let now = Instant::now();
             let until = match latest.0 > before {
-                true => deadline.min(latest.1 + QUIET),
+                true => deadline.min(latest.1 + quiet),
                 false => deadline,
             };
             let left = until.saturating_duration_since(now);
@@ -334,7 +336,9 @@ impl Vm {
             }
             // A kernel deaf to the first key is not asked again at full length.
             let share = if kernel_answered { patience } else { patience / 4 };
-            let answered = self.activity.settle(before, deadline.min(Instant::now() + share));
+            let quiet = if key == b't' { QUIET_AT_LAST } else { QUIET };
+            let until = deadline.min(Instant::now() + share);
+            let answered = self.activity.settle(before, quiet, until);
             kernel_answered |= answered;
             if !answered && !kernel_answered {
                 break;
