@@ -335,7 +335,7 @@ impl Vm {
                 break;
             }
             // A kernel deaf to the first key is not asked again at full length.
-            let share = if kernel_answered { patience } else { patience / 4 };
+            let share = if kernel_answered { patience } else { patience / 6 };
             let quiet = if key == b't' { QUIET_AT_LAST } else { QUIET };
             let until = deadline.min(Instant::now() + share);
             let answered = self.activity.settle(before, quiet, until);
