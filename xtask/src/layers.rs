@@ -24,13 +24,15 @@ const fn rule(package: &'static str, layer: u8, imports: &'static [&'static str]
 const RULES: &[Rule] = &[
     rule(
         "kiln-cli",
-        4,
+        5,
         &[
             "kiln-runner",
             "kiln-history",
+            "kiln-store",
             "kiln-image",
             "kiln-parallax",
             "kiln-overlaybd",
+            "kiln-qcow2",
             "kiln-export",
             "kiln-vm",
             "kiln-model",
@@ -39,10 +41,10 @@ const RULES: &[Rule] = &[
     ),
     rule(
         "kiln-runner",
-        3,
+        4,
         &[
+            "kiln-store",
             "kiln-image",
-            "kiln-parallax",
             "kiln-overlaybd",
             "kiln-export",
             "kiln-vm",
@@ -50,10 +52,16 @@ const RULES: &[Rule] = &[
             "kiln-block",
         ],
     ),
-    rule("kiln-history", 3, &["kiln-model"]),
+    rule("kiln-history", 4, &["kiln-model"]),
+    rule(
+        "kiln-store",
+        3,
+        &["kiln-parallax", "kiln-overlaybd", "kiln-qcow2", "kiln-export", "kiln-block"],
+    ),
     rule("kiln-image", 2, &["kiln-model", "kiln-block"]),
     rule("kiln-parallax", 2, &["kiln-block"]),
     rule("kiln-overlaybd", 2, &["kiln-block"]),
+    rule("kiln-qcow2", 2, &["kiln-block"]),
     rule("kiln-export", 2, &["kiln-block"]),
     // Units only: drives are sockets or paths to it.
     rule("kiln-vm", 2, &["kiln-model", "kiln-block"]),
@@ -214,7 +222,7 @@ mod tests {
         assert_eq!(
             found,
             [
-                "kiln-vm (layer 2) imports kiln-runner (layer 3): arrows point down, never upward",
+                "kiln-vm (layer 2) imports kiln-runner (layer 4): arrows point down, never upward",
                 "kiln-vm (layer 2) imports kiln-image (layer 2): arrows point down, never sideways",
             ]
         );
