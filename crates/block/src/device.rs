@@ -48,6 +48,13 @@ pub trait BlockDevice: Send + Sync {
     /// Makes everything that was written before this call durable.
     fn flush(&self) -> Result<(), DeviceError>;
 
+    /// Makes everything that was written before this call outlive this process, though not a power cut. A frontend
+    /// whose clients survive it (a guest that connects again) calls this before it acknowledges a write: to such a
+    /// client the loss of an acknowledged write is damage, for it saw no power cut. Files need nothing for that.
+    fn settle(&self) -> Result<(), DeviceError> {
+        Ok(())
+    }
+
     /// What the range holds, as consecutive extents that cover it exactly. An implementation that
     /// does not know answers `Data`; an answer is a hint for copies and never wrong about zeros.
     fn extents(&self, at: ByteOffset, len: ByteLen) -> Result<Vec<Extent>, DeviceError> {

@@ -50,6 +50,8 @@ pub(crate) struct Core {
     pub(crate) metadata_lease: Mutex<Run>,
     /// Records known to be durable.
     pub(crate) durable: AtomicU64,
+    /// Records known to be in the log or behind a checkpoint; they outlive the process.
+    pub(crate) logged: AtomicU64,
     pub(crate) wal_used: AtomicU64,
     pub(crate) dirty_leaves: AtomicUsize,
     pub(crate) dirty_limit: usize,
@@ -113,14 +115,25 @@ impl Core {
     ///
     /// Whoever gets the lock first writes and syncs for all who wait behind it.
     pub(crate) fn flush(&self) -> Result<(), PoolError> {
+        self.log(true)
+    }
+
+    /// What was written before the call outlives this process, though not a power cut: it is in the log, which the
+    /// next flush of any disk syncs.
+    pub(crate) fn settle(&self) -> Result<(), PoolError> {
+        self.log(false)
+    }
+
+    fn log(&self, sync: bool) -> Result<(), PoolError> {
         self.refuse_if_poisoned()?;
         let target = self.gathering.count();
-        if self.durable.load(Ordering::Acquire) >= target {
+        let reached = if sync { &self.durable } else { &self.logged };
+        if reached.load(Ordering::Acquire) >= target {
             return Ok(());
         }
         let mut commit = self.commit();
         self.refuse_if_poisoned()?;
-        if self.durable.load(Ordering::Acquire) >= target {
+        if reached.load(Ordering::Acquire) >= target {
             return Ok(());
         }
         let capacity = self.layout.wal_blocks * BLOCK_LEN;
@@ -142,14 +155,22 @@ impl Core {
             self.poisoned.fetch_or(stored.is_err(), Ordering::AcqRel);
             return stored;
         }
-        self.device.write_at(ByteOffset::new(at), &batch).map_err(|e| self.poison("write")(e))?;
-        self.device.flush().map_err(|e| self.poison("sync")(e))?;
-        self.syncs.fetch_add(1, Ordering::Relaxed);
-        commit.wal_at += batch.len() as u64;
-        self.wal_used.store(commit.wal_at, Ordering::Relaxed);
-        commit.next_batch += 1;
-        commit.durable_batch = commit.next_batch;
-        self.durable.store(upto, Ordering::Release);
+        // None when all that waits for this sync was logged without one.
+        if !records.is_empty() {
+            self.device
+                .write_at(ByteOffset::new(at), &batch)
+                .map_err(|e| self.poison("write")(e))?;
+            commit.wal_at += batch.len() as u64;
+            self.wal_used.store(commit.wal_at, Ordering::Relaxed);
+            commit.next_batch += 1;
+        }
+        self.logged.store(upto, Ordering::Release);
+        if sync {
+            self.device.flush().map_err(|e| self.poison("sync")(e))?;
+            self.syncs.fetch_add(1, Ordering::Relaxed);
+            commit.durable_batch = commit.next_batch;
+            self.durable.store(upto, Ordering::Release);
+        }
         Ok(())
     }
 
@@ -242,6 +263,7 @@ impl Core {
         commit.wal_at = 0;
         commit.durable_batch = commit.next_batch;
         self.wal_used.store(0, Ordering::Relaxed);
+        self.logged.store(upto, Ordering::Release);
         self.durable.store(upto, Ordering::Release);
         self.checkpoints.fetch_add(1, Ordering::Relaxed);
         self.unwritten_mut().clear();

@@ -508,6 +508,13 @@ impl BlockDevice for Disk {
         self.core.flush().map_err(|error| error.on_disk(ByteOffset::ZERO))
     }
 
+    fn settle(&self) -> Result<(), DeviceError> {
+        if self.head.read_only {
+            return Ok(());
+        }
+        self.core.settle().map_err(|error| error.on_disk(ByteOffset::ZERO))
+    }
+
     fn extents(&self, at: ByteOffset, len: ByteLen) -> Result<Vec<Extent>, DeviceError> {
         check_range(self.size(), at, len)?;
         let fail = |error: PoolError| error.on_disk(at);

@@ -153,6 +153,7 @@ pub(crate) fn open(
         unwritten: RwLock::new(HashMap::new()),
         metadata_lease: Mutex::default(),
         durable: AtomicU64::new(0),
+        logged: AtomicU64::new(0),
         wal_used: AtomicU64::new(0),
         dirty_leaves: AtomicUsize::new(0),
         dirty_limit,
@@ -253,8 +254,7 @@ impl Core {
         Ok(batches.len() as u64)
     }
 
-    /// A batch is written when the one before it is durable. If the log goes on behind its end, what is between was
-    /// flushed once and is damaged now.
+    /// If the log goes on behind its end with a batch that says what is between was durable, that is damaged now.
     fn refuse_a_gap(
         &self,
         superblock: &Superblock,
@@ -269,7 +269,9 @@ impl Core {
         for at in (0..bytes.len()).step_by(index(crate::wal::SECTOR)) {
             let number = crate::wal::number_of(superblock.opening, &bytes[at..]);
             let Some(number) = number.filter(|number| *number > missing) else { continue };
-            if decode_batch(self.sums, superblock.opening, number, &bytes[at..]).is_some() {
+            // One that was not synced may be lost while a later one is there; that one does not say it was durable.
+            let later = decode_batch(self.sums, superblock.opening, number, &bytes[at..]);
+            if later.is_some_and(|(durable, _, _)| durable > missing) {
                 let found = format!(
                     "batch {missing} of the log; `repair` opens the pool without what was flushed since"
                 );

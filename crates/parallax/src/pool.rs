@@ -459,6 +459,11 @@ impl Pool {
     pub fn flush(&self) -> Result<(), PoolError> {
         self.core.flush()
     }
+
+    /// Makes everything that was written to any disk outlive this process, though not a power cut.
+    pub fn settle(&self) -> Result<(), PoolError> {
+        self.core.settle()
+    }
 }
 
 fn describe(catalog: &Catalog, state: &State) -> DiskInfo {

@@ -12,7 +12,7 @@
 //! | 24 | 8 | batches below this number were durable when it was written |
 //! | 32 | 8 | bytes of records |
 //!
-//! The last batches before a power cut may be there while the data they name is not. A replay
+//! The last batches before a power cut, and those that were not synced, may be there while the data they name is not. A replay
 //! therefore checks the data of every batch not known to be durable, and leaves out what does not match.
 
 use std::sync::atomic::{AtomicU64, Ordering};

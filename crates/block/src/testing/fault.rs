@@ -152,6 +152,10 @@ impl<D: BlockDevice> BlockDevice for FaultDisk<D> {
         self.inner.flush()
     }
 
+    fn settle(&self) -> Result<(), DeviceError> {
+        self.inner.settle()
+    }
+
     fn extents(&self, at: ByteOffset, len: ByteLen) -> Result<Vec<Extent>, DeviceError> {
         self.inner.extents(at, len)
     }

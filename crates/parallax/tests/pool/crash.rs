@@ -102,6 +102,31 @@ fn writes_and_flushes_survive_a_power_cut_after_any_step() {
 }
 
 #[test]
+fn writes_logged_without_a_sync_are_there_or_not_after_a_power_cut_but_nothing_flushed_is_lost() {
+    survives_every_cut(
+        &[
+            Op::Create("a", 3072),
+            Op::Write("a", 0, 16, 1),
+            Op::Settle,
+            Op::Write("a", 4, 3, 2),
+            Op::Settle,
+            Op::Zero("a", 8, 3),
+            Op::Settle,
+            Op::Flush,
+            Op::Write("a", 0, 24, 3),
+            Op::Settle,
+            Op::Write("a", 2040, 32, 4),
+            Op::Flush,
+            Op::Write("a", 9, 2, 5),
+            Op::Settle,
+            Op::Write("a", 9, 9, 6),
+        ],
+        8,
+        1,
+    );
+}
+
+#[test]
 fn snapshots_clones_and_deletions_survive_a_power_cut_after_any_step() {
     survives_every_cut(
         &[

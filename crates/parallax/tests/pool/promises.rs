@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use kiln_block::testing::{Abilities, Dice, conforms};
 use kiln_block::{BlockDevice, ByteLen, ByteOffset, MemoryDevice};
-use kiln_parallax::{DiskOptions, Pool};
+use kiln_parallax::{DiskOptions, Durability, Pool};
 
 use crate::world::{Model, Op, any_op, model_of, pool_on, rounds, small, step};
 
@@ -30,6 +30,27 @@ fn a_disk_of_a_pool_is_a_disk() {
     assert!(before == after, "a reopened disk holds what it held");
     let report = pool.verify(true).unwrap();
     assert!(report.is_clean(), "{report:?}");
+}
+
+/// Its owner was killed, say; the machine that the disk is served to goes on.
+#[test]
+fn what_was_settled_outlives_the_process_even_on_a_disk_to_be_thrown_away() {
+    let device = Arc::new(MemoryDevice::new(ByteLen::mib(8)));
+    let pool = pool_on(device.clone());
+    let options = DiskOptions { durability: Durability::None, ..DiskOptions::default() };
+    pool.create_disk("a", ByteLen::mib(1), &options).unwrap();
+    let disk = pool.open_disk("a").unwrap();
+    for round in 0..40 {
+        disk.write_at(ByteOffset::new(round * 512), &[u8::try_from(round).unwrap(); 700]).unwrap();
+        disk.settle().unwrap();
+    }
+    drop((disk, pool));
+    let pool = Pool::open(device, &small()).unwrap();
+    let mut bytes = vec![0; 20480];
+    pool.open_disk("a").unwrap().read_at(ByteOffset::ZERO, &mut bytes).unwrap();
+    for (round, sector) in bytes.chunks(512).enumerate() {
+        assert!(sector.iter().all(|byte| usize::from(*byte) == round), "sector {round}");
+    }
 }
 
 #[test]

@@ -27,6 +27,8 @@ pub(crate) enum Op {
     Write(&'static str, u64, u64, u8),
     Zero(&'static str, u64, u64),
     Flush,
+    /// Into the log, without a sync.
+    Settle,
     Snapshot(&'static str, &'static str),
     Clone(&'static str, &'static str, &'static str),
     Rollback(&'static str, &'static str),
@@ -46,7 +48,7 @@ pub(crate) fn small() -> PoolOptions {
 impl Op {
     /// Whether everything done so far is durable once this returned.
     pub(crate) fn settles(&self) -> bool {
-        !matches!(self, Op::Write(..) | Op::Zero(..))
+        !matches!(self, Op::Write(..) | Op::Zero(..) | Op::Settle)
     }
 
     pub(crate) fn apply_to_pool(&self, pool: &Pool) -> Result<(), PoolError> {
@@ -66,6 +68,7 @@ impl Op {
                 disk.write_zeroes(at, len(count), false).map_err(device("zero"))
             }
             Op::Flush => pool.flush(),
+            Op::Settle => pool.settle(),
             Op::Snapshot(disk, name) => pool.snapshot(disk, name),
             Op::Clone(disk, snapshot, name) => pool.clone_disk(disk, snapshot, name, &options),
             Op::Rollback(disk, snapshot) => pool.rollback(disk, snapshot),
@@ -92,7 +95,7 @@ impl Op {
             }
             Op::Write(disk, at, count, number) => fill(model, disk, at, count, number),
             Op::Zero(disk, at, count) => fill(model, disk, at, count, 0),
-            Op::Flush | Op::Gc | Op::Checkpoint => true,
+            Op::Flush | Op::Settle | Op::Gc | Op::Checkpoint => true,
             Op::Snapshot(disk, name) => {
                 let Some(disk) = model.get_mut(disk) else { return false };
                 if disk.snapshots.contains_key(name) {
@@ -185,7 +188,7 @@ pub(crate) fn any_op(dice: &mut Dice, number: u8) -> Op {
     let (disk, other, snapshot) = (one(DISKS), one(DISKS), one(SNAPSHOTS));
     // Two leaves, with holes between what is written.
     let at = dice.below(5) * 509 % 2100;
-    match dice.below(26) {
+    match dice.below(28) {
         0..=9 => Op::Write(disk, at, 1 + dice.below(30), number),
         10 => Op::Zero(disk, at, 1 + dice.below(40)),
         11 | 12 => Op::Flush,
@@ -197,6 +200,7 @@ pub(crate) fn any_op(dice: &mut Dice, number: u8) -> Op {
         22 => Op::Rename(disk, other),
         23 => Op::Resize(disk, [1024, 2304, 3072][usize::try_from(dice.below(3)).unwrap()]),
         24 => Op::Gc,
+        25 | 26 => Op::Settle,
         _ => Op::Checkpoint,
     }
 }
