@@ -80,6 +80,8 @@ pub struct SnapshotInfo {
     pub referenced: ByteLen,
     /// Disks and snapshots that evolved from it.
     pub children: usize,
+    /// Disk and snapshot it evolved from, where that still has a name.
+    pub origin: Option<(String, String)>,
     /// Seconds since 1970.
     pub created: u64,
 }
@@ -179,6 +181,7 @@ impl Pool {
             size: ByteLen::new(state.size),
             referenced: ByteLen::new(state.referenced * BLOCK_LEN),
             children: catalog.children_of(state.id).len(),
+            origin: origin(&catalog, state),
             created: state.created,
         };
         Ok(catalog.snapshots(owner).into_iter().map(info).collect())
@@ -471,10 +474,6 @@ fn describe(catalog: &Catalog, state: &State) -> DiskInfo {
     let now = |of: fn(&Head) -> &std::sync::atomic::AtomicU64, stored: u64| {
         head.map_or(stored, |head| of(head).load(Ordering::Relaxed))
     };
-    let parent = catalog.get(state.parent).filter(|parent| !parent.hidden);
-    let origin = parent.and_then(|parent| {
-        catalog.get(parent.owner).map(|disk| (disk.name.clone(), parent.name.clone()))
-    });
     DiskInfo {
         name: state.name.clone(),
         size: ByteLen::new(now(|head| &head.size, state.size)),
@@ -482,9 +481,15 @@ fn describe(catalog: &Catalog, state: &State) -> DiskInfo {
         written: ByteLen::new(now(|head| &head.written, state.written) * BLOCK_LEN),
         quota: ByteLen::new(state.quota * BLOCK_LEN),
         durability: if state.throw_away { Durability::None } else { Durability::Full },
-        origin,
+        origin: origin(catalog, state),
         created: state.created,
     }
+}
+
+/// Disk and snapshot that a state evolved from.
+fn origin(catalog: &Catalog, state: &State) -> Option<(String, String)> {
+    let parent = catalog.get(state.parent).filter(|parent| !parent.hidden)?;
+    catalog.get(parent.owner).map(|disk| (disk.name.clone(), parent.name.clone()))
 }
 
 fn new_state(catalog: &mut Catalog, is: Is, name: &str, size: u64) -> State {
