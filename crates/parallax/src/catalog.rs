@@ -14,6 +14,7 @@
 //! | 4 | 15 | root of the map |
 //! | 24 | 11 × 8 | id, owner, parent, epoch, size, referenced, written, quota, created, cursor, 0 |
 //! | 112 | 128 | name |
+//! | 240 | 16 | identity of a snapshot that was received; zeros: it was taken here |
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::Ordering;
@@ -66,6 +67,8 @@ pub(crate) struct State {
     pub(crate) created: u64,
     /// Leaves below this were dealt with by the reclaim under way.
     pub(crate) cursor: u64,
+    /// Of a snapshot that was received: what the sender's is called in streams.
+    pub(crate) identity: [u8; 16],
 }
 
 impl State {
@@ -96,6 +99,7 @@ impl State {
             put(bytes, 24 + place * 8, number);
         }
         bytes[112..112 + self.name.len()].copy_from_slice(self.name.as_bytes());
+        bytes[240..256].copy_from_slice(&self.identity);
     }
 
     fn decode(bytes: &[u8]) -> Result<Option<State>, &'static str> {
@@ -110,6 +114,8 @@ impl State {
         let name = bytes.get(112..112 + len).filter(|_| len <= MAX_NAME);
         let name = name.and_then(|name| std::str::from_utf8(name).ok());
         let number = |place: usize| get(bytes, 24 + place * 8);
+        let mut identity = [0; 16];
+        identity.copy_from_slice(&bytes[240..256]);
         let state = State {
             is,
             hidden: bytes[1] & 1 != 0,
@@ -126,6 +132,7 @@ impl State {
             quota: number(7),
             created: number(8),
             cursor: number(9),
+            identity,
         };
         let counts = [state.referenced, state.written, state.quota];
         let sound = state.id != 0

@@ -509,6 +509,7 @@ fn new_state(catalog: &mut Catalog, is: Is, name: &str, size: u64) -> State {
         quota: 0,
         created: now(),
         cursor: 0,
+        identity: [0; 16],
     }
 }
 

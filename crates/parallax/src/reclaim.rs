@@ -94,6 +94,7 @@ impl Core {
             quota: 0,
             created: 0,
             cursor: 0,
+            identity: [0; 16],
         });
     }
 }
