@@ -50,6 +50,12 @@ impl FileDevice {
         let failed = |act| move |source| OpenFileError::Io { act, path: path.to_owned(), source };
         let file =
             OpenOptions::new().read(true).write(!read_only).open(path).map_err(failed("open"))?;
+        FileDevice::of(file, path, read_only)
+    }
+
+    /// Takes a file that somebody opened; `path` is what errors call it.
+    pub fn of(file: File, path: &Path, read_only: bool) -> Result<FileDevice, OpenFileError> {
+        let failed = |act| move |source| OpenFileError::Io { act, path: path.to_owned(), source };
         let kind = file.metadata().map_err(failed("measure"))?.file_type();
         if !kind.is_file() && !kind.is_block_device() {
             return Err(OpenFileError::NotADisk { path: path.to_owned() });
