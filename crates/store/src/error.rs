@@ -84,7 +84,7 @@ pub enum StoreError {
     Stopped,
 }
 
-/// A no: what it means, in words, its causes, and the name that was probably meant.
+/// A no: what it means, in words and with its causes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Refusal {
     /// What it means.
@@ -94,9 +94,6 @@ pub struct Refusal {
     /// What lies below, outermost first.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cause: Option<Box<Cause>>,
-    /// The existing name that is nearest to the one that does not exist.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub near: Option<String>,
 }
 
 /// A cause of a refusal.
@@ -166,20 +163,20 @@ pub enum Why {
 impl Refusal {
     /// A no without a cause.
     pub fn new(why: Why, text: impl Into<String>) -> Refusal {
-        Refusal { why, text: text.into(), cause: None, near: None }
+        Refusal { why, text: text.into(), cause: None }
     }
 
     /// A no with the words and causes of an error.
     pub fn of(why: Why, error: &dyn std::error::Error) -> Refusal {
         let cause = error.source().map(|cause| Box::new(Cause::of(cause)));
-        Refusal { why, text: error.to_string(), cause, near: None }
+        Refusal { why, text: error.to_string(), cause }
     }
 
     /// The same no, for what was tried above it.
     #[must_use]
     pub fn tried(self, act: impl Into<String>) -> Refusal {
         let below = Cause { text: self.text, cause: self.cause };
-        Refusal { why: self.why, text: act.into(), cause: Some(Box::new(below)), near: self.near }
+        Refusal { why: self.why, text: act.into(), cause: Some(Box::new(below)) }
     }
 }
 

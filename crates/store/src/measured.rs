@@ -222,6 +222,7 @@ impl BlockDevice for Measured {
 mod tests {
     use super::*;
     use kiln_block::MemoryDevice;
+    use kiln_block::testing::Abilities;
 
     #[test]
     fn what_is_done_with_a_disk_is_counted_with_its_bytes_and_failures() {
@@ -251,6 +252,9 @@ mod tests {
     #[test]
     fn measuring_changes_nothing_about_a_disk() {
         let memory = Arc::new(MemoryDevice::new(ByteLen::mib(1)));
-        kiln_block::testing::conforms(&Measured::new(memory), Abilities::default());
+        kiln_block::testing::conforms(
+            &Measured::new(memory),
+            Abilities { granularity: 1, writable: true },
+        );
     }
 }

@@ -207,10 +207,7 @@ pub struct Serve {
 
 impl Serve {
     /// Serves disks in one way.
-    pub fn new<N: Into<String>>(
-        names: impl IntoIterator<Item = N>,
-        frontend: Frontend,
-    ) -> Serve {
+    pub fn new<N: Into<String>>(names: impl IntoIterator<Item = N>, frontend: Frontend) -> Serve {
         Serve {
             names: names.into_iter().map(Into::into).collect(),
             frontends: vec![frontend],

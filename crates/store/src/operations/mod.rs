@@ -1,0 +1,114 @@
+//! What can be done with a pool's disks, each as one function of the pool and a request.
+
+pub mod contents;
+mod disks;
+mod files;
+
+use std::os::fd::OwnedFd;
+
+use kiln_parallax::Pool;
+
+use crate::error::{Refusal, StoreError, Why};
+use crate::name::TEMPORARY;
+use crate::request::{PoolFigures, Progress, Reply, Request, Space, Stop};
+
+/// Does what is asked of a pool that this process has open.
+///
+/// `files` are those the request says come with it. A long operation tells how far it is, and leaves nothing behind
+/// when it is stopped. What needs an owner (serving, temporary disks) is refused.
+pub fn operate(
+    pool: &Pool,
+    request: Request,
+    files: Vec<OwnedFd>,
+    on_progress: &mut dyn FnMut(Progress),
+    stop: &Stop,
+) -> Result<Reply, StoreError> {
+    let mut files = files.into_iter();
+    let mut file = || {
+        files.next().ok_or_else(|| Refusal::new(Why::Request, "the request came without its file"))
+    };
+    let done = match request {
+        Request::Create { name, size, with } => disks::create(pool, &name, size, with)?,
+        Request::List => Reply::Disks { disks: disks::list(pool) },
+        Request::Stat { disk } => disks::stat(pool, &disk)?,
+        Request::Snap { disk, snapshot } => {
+            pool.snapshot(&disk, &snapshot)?;
+            Reply::Done
+        }
+        Request::Snapshots { disk } => disks::snapshots(pool, &disk)?,
+        Request::Clone { disk, snapshot, name, with } => {
+            disks::clone(pool, (&disk, &snapshot), &name, with)?
+        }
+        Request::Rollback { disk, snapshot } => {
+            pool.rollback(&disk, &snapshot)?;
+            Reply::Done
+        }
+        Request::Diff { from, to } => files::diff(pool, &from, &to, stop)?,
+        Request::Resize { disk, size, shrink } => disks::resize(pool, &disk, size, shrink)?,
+        Request::Rename { disk, name } => {
+            refuse_reserved(&name)?;
+            pool.rename(&disk, &name)?;
+            Reply::Done
+        }
+        Request::Quota { disk, quota } => disks::quota(pool, &disk, quota)?,
+        Request::Remove { names, snapshots } => disks::remove(pool, &names, snapshots)?,
+        Request::Gc => {
+            let before = pool.space().used;
+            pool.gc()?;
+            let freed = before.saturating_sub(pool.space().used).get();
+            Reply::Collected { freed, space: space(pool) }
+        }
+        Request::Verify { data } => disks::verify(pool, data)?,
+        Request::Compare { name, file: path } => {
+            files::compare(pool, &name, (file()?, &path), stop)?
+        }
+        Request::Import { name, format, file: path } => {
+            refuse_reserved(&name)?;
+            files::import(pool, &name, format, (file()?, &path), on_progress, stop)?
+        }
+        Request::Export { name, format, file: path } => {
+            files::export(pool, &name, format, (file()?, &path), on_progress, stop)?
+        }
+        Request::Tree => Reply::Tree { nodes: disks::tree(pool) },
+        Request::Space => Reply::Space(space(pool)),
+        Request::Metrics => Reply::Metrics { pool: figures(pool), disks: Vec::new() },
+        Request::Serve(_)
+        | Request::CloneTemporary { .. }
+        | Request::Keep { .. }
+        | Request::End
+        | Request::Leave => {
+            return Err(Refusal::new(Why::Request, "only the pool's owner does this").into());
+        }
+    };
+    Ok(done)
+}
+
+/// Temporary disks are removed without a question, so nobody may give their names to other disks.
+fn refuse_reserved(name: &str) -> Result<(), Refusal> {
+    match name.starts_with(TEMPORARY) {
+        true => {
+            let text =
+                format!("{name:?}: names that start with {TEMPORARY} are for temporary disks");
+            Err(Refusal::new(Why::Request, text))
+        }
+        false => Ok(()),
+    }
+}
+
+fn space(pool: &Pool) -> Space {
+    let space = pool.space();
+    Space { total: space.total.get(), used: space.used.get(), available: space.available.get() }
+}
+
+/// What the pool itself counted.
+pub(crate) fn figures(pool: &Pool) -> PoolFigures {
+    let now = pool.space();
+    PoolFigures {
+        space: space(pool),
+        cached: now.cached.get(),
+        reclaiming: now.reclaiming as u64,
+        syncs: now.syncs,
+        checkpoints: now.checkpoints,
+        ..PoolFigures::default()
+    }
+}
