@@ -48,7 +48,12 @@ impl Emulator {
 
     #[cfg(test)]
     pub(crate) fn for_test() -> Emulator {
-        Emulator { path: "/q/qemu".into(), version: OLDEST }
+        Emulator::for_test_of(OLDEST)
+    }
+
+    #[cfg(test)]
+    pub(crate) fn for_test_of(version: [u32; 3]) -> Emulator {
+        Emulator { path: "/q/qemu".into(), version }
     }
 
     /// The program.

@@ -22,6 +22,6 @@ pub use error::VmError;
 pub use events::{Ended, How, Next, VmEvent, VmEvents};
 pub use machine::{Interrogation, Vm, VmState};
 pub use spec::{
-    AGENT_PORT, CHANGING_PARAMETERS, CONSOLE_LIMIT, DiskSpec, Durability, PARAMETERS,
-    TCG_PARAMETERS, VmSpec,
+    AGENT_PORT, CHANGING_PARAMETERS, CONSOLE_LIMIT, DiskSpec, Durability, MAX_SOCKET_PATH,
+    PARAMETERS, TCG_PARAMETERS, VmSpec,
 };

@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 use std::os::fd::RawFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use kiln_block::ByteLen;
 use kiln_model::event::Acceleration;
@@ -42,6 +42,9 @@ pub const CHANGING_PARAMETERS: &[&str] =
 /// How much of a console is kept when nobody says otherwise.
 pub const CONSOLE_LIMIT: ByteLen = ByteLen::mib(64);
 
+/// The longest path a unix socket may have.
+pub const MAX_SOCKET_PATH: usize = 107;
+
 /// Whether a disk outlives a crash of the host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Durability {
@@ -51,15 +54,24 @@ pub enum Durability {
     Flushed,
 }
 
-/// One raw disk.
+/// One disk.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct DiskSpec {
-    /// How the guest knows it; at most 20 bytes.
-    pub serial: String,
-    /// The raw image; its length is the disk's.
-    pub path: PathBuf,
-    /// What a flush means.
-    pub durability: Durability,
+pub enum DiskSpec {
+    /// Served by somebody else over vhost-user, who also tells the guest its serial. When the connection breaks, QEMU
+    /// makes a new one as soon as the socket takes it, and the guest waits meanwhile.
+    Served {
+        /// The unix socket; at most [`MAX_SOCKET_PATH`] bytes.
+        socket: PathBuf,
+    },
+    /// A raw file.
+    File {
+        /// How the guest knows it; at most 20 bytes.
+        serial: String,
+        /// The raw image; its length is the disk's.
+        path: PathBuf,
+        /// What a flush means.
+        durability: Durability,
+    },
 }
 
 /// One machine.
@@ -81,7 +93,7 @@ pub struct VmSpec {
     pub memory: ByteLen,
     /// At least one.
     pub cpus: u8,
-    /// Found in the guest by serial.
+    /// Found in the guest by serial. Whoever serves one sees the guest's memory.
     pub disks: Vec<DiskSpec>,
     /// Where its console is recorded.
     pub console_log: PathBuf,
@@ -123,6 +135,12 @@ impl VmSpec {
         }
     }
 
+    /// How a chardev is told to connect again after a moment.
+    fn reconnect(&self) -> &'static str {
+        // The coarse option is deprecated since the finer one came, and gone in later versions.
+        if self.emulator.version() >= [9, 2, 0] { "reconnect-ms=100" } else { "reconnect=1" }
+    }
+
     /// QEMU's arguments. The channels are descriptors it inherits: there are no sockets in any folder.
     pub(crate) fn arguments(&self, channels: Channels) -> Result<Vec<OsString>, VmError> {
         if self.cpus == 0 {
@@ -140,7 +158,8 @@ impl VmSpec {
         }
         args.pair("-name", "kiln");
         args.pair("-display", "none");
-        args.pair("-machine", "pc");
+        let shared = self.disks.iter().any(|disk| matches!(disk, DiskSpec::Served { .. }));
+        args.pair("-machine", if shared { "pc,memory-backend=memory" } else { "pc" });
         args.pair("-accel", self.acceleration.word());
         // Distributions now build for x86-64-v2 and v3, which QEMU's default processor is not.
         args.pair(
@@ -151,7 +170,11 @@ impl VmSpec {
             },
         );
         args.pair("-smp", self.cpus.to_string());
-        args.pair("-m", format!("{}K", self.memory.get().div_ceil(1024)));
+        let memory = self.memory.get().div_ceil(1024);
+        args.pair("-m", format!("{memory}K"));
+        if shared {
+            args.pair("-object", format!("memory-backend-memfd,id=memory,size={memory}K,share=on"));
+        }
         args.pair("-kernel", &self.kernel);
         if let Some(initramfs) = &self.initramfs {
             args.pair("-initrd", initramfs);
@@ -167,7 +190,13 @@ impl VmSpec {
         args.pair("-object", "rng-random,id=entropy,filename=/dev/urandom");
         args.pair("-device", "virtio-rng-pci,rng=entropy");
         for (number, disk) in self.disks.iter().enumerate() {
-            args.disk(number, disk)?;
+            let id = format!("disk{number}");
+            match disk {
+                DiskSpec::Served { socket } => args.served(&id, socket, self)?,
+                DiskSpec::File { serial, path, durability } => {
+                    args.file(&id, serial, path, *durability)?;
+                }
+            }
         }
         Ok(args.0)
     }
@@ -195,37 +224,60 @@ impl Arguments {
         self.pair(name, value.to_string());
     }
 
-    fn disk(&mut self, number: usize, disk: &DiskSpec) -> Result<(), VmError> {
-        if disk.serial.len() > 20 {
+    fn file(
+        &mut self,
+        id: &str,
+        serial: &str,
+        path: &Path,
+        durability: Durability,
+    ) -> Result<(), VmError> {
+        if serial.len() > 20 {
             return Err(VmError::Spec(format!(
                 "the serial {:?} is longer than the 20 bytes a virtio disk can say",
-                disk.serial
+                serial
             )));
         }
-        let Some(path) = disk.path.to_str() else {
+        let Some(utf8) = path.to_str() else {
             return Err(VmError::Spec(format!(
                 "QEMU cannot be told a path that is not UTF-8: {}",
-                disk.path.display()
+                path.display()
             )));
         };
         let cache = json!({
             "direct": false,
-            "no-flush": disk.durability == Durability::Discardable,
+            "no-flush": durability == Durability::Discardable,
         });
-        let node = format!("disk{number}");
         self.json(
             "-blockdev",
             &json!({
                 "driver": "raw",
-                "node-name": node,
+                "node-name": id,
                 "discard": "unmap",
                 "cache": cache,
-                "file": { "driver": "file", "filename": path, "discard": "unmap", "cache": cache },
+                "file": { "driver": "file", "filename": utf8, "discard": "unmap", "cache": cache },
             }),
         );
+        self.json("-device", &json!({ "driver": "virtio-blk-pci", "drive": id, "serial": serial }));
+        Ok(())
+    }
+
+    fn served(&mut self, id: &str, socket: &Path, vm: &VmSpec) -> Result<(), VmError> {
+        let shown = socket.display();
+        let path = socket.to_str().ok_or_else(|| {
+            VmError::Spec(format!("QEMU cannot be told a path that is not UTF-8: {shown}"))
+        })?;
+        if path.len() > MAX_SOCKET_PATH {
+            return Err(VmError::Spec(format!(
+                "the socket {shown} has a path of {} bytes and the kernel takes {MAX_SOCKET_PATH}",
+                path.len()
+            )));
+        }
+        // A comma ends an option's value unless it is doubled.
+        let path = path.replace(',', ",,");
+        self.pair("-chardev", format!("socket,id={id},path={path},{}", vm.reconnect()));
         self.json(
             "-device",
-            &json!({ "driver": "virtio-blk-pci", "drive": node, "serial": disk.serial }),
+            &json!({ "driver": "vhost-user-blk-pci", "chardev": id, "num-queues": vm.cpus }),
         );
         Ok(())
     }
@@ -245,11 +297,14 @@ mod tests {
             init_arguments: Vec::new(),
             memory: ByteLen::mib(512),
             cpus: 2,
-            disks: vec![DiskSpec {
-                serial: "scratch".into(),
-                path: "/d/with,comma.raw".into(),
-                durability: Durability::Discardable,
-            }],
+            disks: vec![
+                DiskSpec::Served { socket: "/d/with,comma.sock".into() },
+                DiskSpec::File {
+                    serial: "scratch".into(),
+                    path: "/d/with,comma.raw".into(),
+                    durability: Durability::Discardable,
+                },
+            ],
             console_log: "/r/console.log".into(),
             console_limit: CONSOLE_LIMIT,
         }
@@ -270,11 +325,12 @@ mod tests {
         -no-reboot
         -name kiln
         -display none
-        -machine pc
+        -machine pc,memory-backend=memory
         -accel tcg
         -cpu max
         -smp 2
         -m 524288K
+        -object memory-backend-memfd,id=memory,size=524288K,share=on
         -kernel /k/vmlinux
         -initrd /k/initramfs
         -append console=ttyS0 panic=-1 loglevel=5 sysrq_always_enabled cryptomgr.notests rcupdate.rcu_expedited=1 i8042.noaux i8042.nokbd 8250.nr_uarts=1 random.trust_cpu=on tsc=reliable no_timer_check loglevel=7
@@ -287,8 +343,10 @@ mod tests {
         -device virtserialport,nr=1,chardev=agent,name=kiln.agent
         -object rng-random,id=entropy,filename=/dev/urandom
         -device virtio-rng-pci,rng=entropy
-        -blockdev {"cache":{"direct":false,"no-flush":true},"discard":"unmap","driver":"raw","file":{"cache":{"direct":false,"no-flush":true},"discard":"unmap","driver":"file","filename":"/d/with,comma.raw"},"node-name":"disk0"}
-        -device {"drive":"disk0","driver":"virtio-blk-pci","serial":"scratch"}
+        -chardev socket,id=disk0,path=/d/with,,comma.sock,reconnect=1
+        -device {"chardev":"disk0","driver":"vhost-user-blk-pci","num-queues":2}
+        -blockdev {"cache":{"direct":false,"no-flush":true},"discard":"unmap","driver":"raw","file":{"cache":{"direct":false,"no-flush":true},"discard":"unmap","driver":"file","filename":"/d/with,comma.raw"},"node-name":"disk1"}
+        -device {"drive":"disk1","driver":"virtio-blk-pci","serial":"scratch"}
         "#);
     }
 
@@ -300,6 +358,18 @@ mod tests {
     }
 
     #[test]
+    fn a_machine_without_disks_keeps_its_memory_to_itself() {
+        let line = lines(&VmSpec { disks: Vec::new(), ..spec() });
+        assert!(!line.contains("share=on") && line.contains("-machine pc\n"), "{line}");
+    }
+
+    #[test]
+    fn a_later_qemu_is_told_to_connect_again_in_its_own_words() {
+        let line = lines(&VmSpec { emulator: Emulator::for_test_of([10, 0, 2]), ..spec() });
+        assert!(line.contains("comma.sock,reconnect-ms=100\n"), "{line}");
+    }
+
+    #[test]
     fn a_machine_that_cannot_be_is_refused_with_a_reason() {
         let channels = Channels { console: 10, control: 11, agent: 12 };
         let long = "x".repeat(3000);
@@ -307,11 +377,13 @@ mod tests {
             VmSpec { cpus: 0, ..spec() },
             VmSpec { memory: ByteLen::mib(1), ..spec() },
             VmSpec { parameters: vec![long], ..spec() },
+            VmSpec { disks: vec![DiskSpec::Served { socket: "/s".repeat(60).into() }], ..spec() },
         ];
         let reasons: Vec<String> =
             refused.iter().map(|spec| spec.arguments(channels).unwrap_err().to_string()).collect();
         assert!(reasons[0].contains("at least one processor"), "{reasons:?}");
         assert!(reasons[1].contains("32M or more"), "{reasons:?}");
         assert!(reasons[2].contains("2047"), "{reasons:?}");
+        assert!(reasons[3].contains("120 bytes and the kernel takes 107"), "{reasons:?}");
     }
 }

@@ -37,7 +37,7 @@ fn a_kernel_boots_and_its_guest_does_what_the_host_asks() {
         init_arguments: Vec::new(),
         memory: ByteLen::mib(512),
         cpus: 2,
-        disks: vec![DiskSpec {
+        disks: vec![DiskSpec::File {
             serial: "data0".into(),
             path: disk,
             durability: Durability::Discardable,

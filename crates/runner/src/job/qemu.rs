@@ -82,7 +82,7 @@ impl<'a> QemuMachines<'a> {
         fs::create_dir_all(&folder)
             .map_err(|error| format!("cannot make {}: {error}", folder.display()))?;
         let scratch = Scratch::make(&spec.folder, &spec.disks)?;
-        let disks = scratch.paths().map(|(serial, path)| DiskSpec {
+        let disks = scratch.paths().map(|(serial, path)| DiskSpec::File {
             serial: serial.to_owned(),
             path,
             durability: Durability::Discardable,
