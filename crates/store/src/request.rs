@@ -155,6 +155,13 @@ pub enum Request {
         /// What its name shall hold.
         name: String,
     },
+    /// Takes over a temporary disk whose owner was killed: whoever held it, a machine that still runs say, connects to
+    /// the next owner and goes on with it. An owner that opens a pool with such disks gives them some seconds before
+    /// it removes them. Answer: [`Reply::Temporary`]. Only an owner does it.
+    Adopt {
+        /// Its name, as [`Reply::Temporary`] told it.
+        disk: String,
+    },
     /// Makes a temporary disk of this connection permanent, under another name. Answer: [`Reply::Done`].
     Keep {
         /// Its name.
@@ -230,10 +237,13 @@ pub enum Frontend {
         #[serde(default)]
         tls: Option<Credentials>,
     },
-    /// vhost-user-blk, for virtual machines.
+    /// vhost-user-blk, for virtual machines. A socket that a killed owner left there is replaced.
     VhostUser {
         /// The socket of the only disk, or a folder in which each disk has one.
         path: PathBuf,
+        /// What the guest reads as the serial of the only disk, at most 20 bytes; by default the disk's name.
+        #[serde(default)]
+        serial: Option<String>,
     },
     /// A file per disk.
     Fuse {

@@ -8,6 +8,8 @@ use std::os::fd::OwnedFd;
 
 use kiln_parallax::Pool;
 
+pub(crate) use files::open;
+
 use crate::error::{Refusal, StoreError, Why};
 use crate::name::TEMPORARY;
 use crate::request::{PoolFigures, Progress, Reply, Request, Space, Stop};
@@ -74,6 +76,7 @@ pub fn operate(
         Request::Metrics => Reply::Metrics { pool: figures(pool), disks: Vec::new() },
         Request::Serve(_)
         | Request::CloneTemporary { .. }
+        | Request::Adopt { .. }
         | Request::Keep { .. }
         | Request::End
         | Request::Leave => {
