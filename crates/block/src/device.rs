@@ -55,6 +55,17 @@ pub trait BlockDevice: Send + Sync {
         Ok(())
     }
 
+    /// Makes the device that large, if it is smaller; what is new reads as zeros, and its space is taken now, so that
+    /// writing there later does not fail for want of it. Durable with the next flush. One that fails changes nothing
+    /// but perhaps the size. Devices that cannot grow refuse.
+    fn grow(&self, size: ByteLen) -> Result<(), DeviceError> {
+        let at = ByteOffset::new(size.get());
+        if size <= self.size() {
+            return Ok(());
+        }
+        Err(DeviceError::Io { act: "grow", at, source: std::io::ErrorKind::Unsupported.into() })
+    }
+
     /// What the range holds, as consecutive extents that cover it exactly. An implementation that
     /// does not know answers `Data`; an answer is a hint for copies and never wrong about zeros.
     fn extents(&self, at: ByteOffset, len: ByteLen) -> Result<Vec<Extent>, DeviceError> {

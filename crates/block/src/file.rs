@@ -4,7 +4,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, IoSlice, IoSliceMut};
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use rustix::fs::{FallocateFlags, SeekFrom, fallocate};
 use rustix::io::Errno;
@@ -17,7 +17,7 @@ use crate::{BlockDevice, ByteLen, ByteOffset, DeviceError, Extent, ExtentKind};
 #[derive(Debug)]
 pub struct FileDevice {
     file: File,
-    size: ByteLen,
+    size: AtomicU64,
     read_only: bool,
     /// Set by the first flush that fails: what the kernel dropped then, no later fsync reports.
     poisoned: AtomicBool,
@@ -65,7 +65,7 @@ impl FileDevice {
             .map_err(|errno| failed("measure")(errno.into()))?;
         Ok(FileDevice {
             file,
-            size: ByteLen::new(size),
+            size: AtomicU64::new(size),
             read_only,
             poisoned: AtomicBool::new(false),
         })
@@ -81,7 +81,12 @@ impl FileDevice {
             .open(path)
             .map_err(failed("create"))?;
         file.set_len(size.get()).map_err(failed("create"))?;
-        Ok(FileDevice { file, size, read_only: false, poisoned: AtomicBool::new(false) })
+        Ok(FileDevice {
+            file,
+            size: AtomicU64::new(size.get()),
+            read_only: false,
+            poisoned: AtomicBool::new(false),
+        })
     }
 
     fn refuse_writes(&self) -> Result<(), DeviceError> {
@@ -147,7 +152,7 @@ fn until_done(
 
 impl BlockDevice for FileDevice {
     fn size(&self) -> ByteLen {
-        self.size
+        ByteLen::new(self.size.load(Ordering::Acquire))
     }
 
     fn read_vectored_at(
@@ -155,7 +160,7 @@ impl BlockDevice for FileDevice {
         at: ByteOffset,
         buffers: &mut [IoSliceMut<'_>],
     ) -> Result<(), DeviceError> {
-        check_range(self.size, at, buffers_len(buffers))?;
+        check_range(self.size(), at, buffers_len(buffers))?;
         let mut at = at;
         if buffers.len() > 1 {
             let total = buffers_len(buffers).to_usize().unwrap_or(usize::MAX);
@@ -181,7 +186,7 @@ impl BlockDevice for FileDevice {
         at: ByteOffset,
         buffers: &[IoSlice<'_>],
     ) -> Result<(), DeviceError> {
-        check_range(self.size, at, buffers_len(buffers))?;
+        check_range(self.size(), at, buffers_len(buffers))?;
         self.refuse_writes()?;
         let mut at = at;
         if buffers.len() > 1 {
@@ -203,7 +208,7 @@ impl BlockDevice for FileDevice {
     }
 
     fn discard(&self, at: ByteOffset, len: ByteLen) -> Result<(), DeviceError> {
-        check_range(self.size, at, len)?;
+        check_range(self.size(), at, len)?;
         self.refuse_writes()?;
         let punch = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
         match self.fallocate(punch, at, len) {
@@ -218,7 +223,7 @@ impl BlockDevice for FileDevice {
         len: ByteLen,
         keep_allocated: bool,
     ) -> Result<(), DeviceError> {
-        check_range(self.size, at, len)?;
+        check_range(self.size(), at, len)?;
         self.refuse_writes()?;
         let flags = if keep_allocated {
             FallocateFlags::ZERO_RANGE | FallocateFlags::KEEP_SIZE
@@ -243,8 +248,36 @@ impl BlockDevice for FileDevice {
         })
     }
 
+    /// Only a regular file can.
+    fn grow(&self, size: ByteLen) -> Result<(), DeviceError> {
+        self.refuse_writes()?;
+        let was = self.size();
+        if size <= was {
+            return Ok(());
+        }
+        let at = ByteOffset::new(was.get());
+        let is_file = self.file.metadata().map_err(failed("grow", at))?.is_file();
+        if !is_file {
+            return Err(failed("grow", at)(io::ErrorKind::Unsupported.into()));
+        }
+        let more = ByteLen::new(size.get() - was.get());
+        match self.fallocate(FallocateFlags::empty(), at, more) {
+            Ok(()) => {}
+            Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL) => {
+                self.file.set_len(size.get()).map_err(failed("grow", at))?;
+            }
+            Err(errno) => {
+                // What was taken before there was no more is of no use.
+                self.file.set_len(was.get()).map_err(failed("grow", at))?;
+                return Err(failed("grow", at)(errno.into()));
+            }
+        }
+        self.size.fetch_max(size.get(), Ordering::AcqRel);
+        Ok(())
+    }
+
     fn extents(&self, at: ByteOffset, len: ByteLen) -> Result<Vec<Extent>, DeviceError> {
-        check_range(self.size, at, len)?;
+        check_range(self.size(), at, len)?;
         let end = at.get() + len.get();
         let mut found = Vec::new();
         let mut cursor = at.get();

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{IoSlice, IoSliceMut};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{PoisonError, RwLock};
 
 use crate::device::{buffers_len, check_range};
@@ -13,14 +14,14 @@ const PAGE: u64 = 4096;
 /// A sparse disk in memory. Nothing survives the process, so a flush has nothing to do.
 #[derive(Debug)]
 pub struct MemoryDevice {
-    size: ByteLen,
+    size: AtomicU64,
     pages: RwLock<BTreeMap<u64, Box<[u8]>>>,
 }
 
 impl MemoryDevice {
     /// An empty disk.
     pub fn new(size: ByteLen) -> MemoryDevice {
-        MemoryDevice { size, pages: RwLock::new(BTreeMap::new()) }
+        MemoryDevice { size: AtomicU64::new(size.get()), pages: RwLock::new(BTreeMap::new()) }
     }
 
     /// A disk that holds these bytes.
@@ -38,7 +39,7 @@ impl MemoryDevice {
 
     /// Everything the disk holds; for small disks in tests.
     pub fn to_vec(&self) -> Vec<u8> {
-        let mut bytes = vec![0; self.size.to_usize().unwrap_or(0)];
+        let mut bytes = vec![0; self.size().to_usize().unwrap_or(0)];
         let pages = self.pages.read().unwrap_or_else(PoisonError::into_inner);
         for (chunk, index) in bytes.chunks_mut(4096).zip(0u64..) {
             if let Some(page) = pages.get(&index) {
@@ -69,7 +70,12 @@ fn pieces(at: u64, len: usize) -> impl Iterator<Item = (u64, usize, usize)> {
 
 impl BlockDevice for MemoryDevice {
     fn size(&self) -> ByteLen {
-        self.size
+        ByteLen::new(self.size.load(Ordering::Acquire))
+    }
+
+    fn grow(&self, size: ByteLen) -> Result<(), DeviceError> {
+        self.size.fetch_max(size.get(), Ordering::AcqRel);
+        Ok(())
     }
 
     fn read_vectored_at(
@@ -77,7 +83,7 @@ impl BlockDevice for MemoryDevice {
         at: ByteOffset,
         buffers: &mut [IoSliceMut<'_>],
     ) -> Result<(), DeviceError> {
-        check_range(self.size, at, buffers_len(buffers))?;
+        check_range(self.size(), at, buffers_len(buffers))?;
         let pages = self.pages.read().unwrap_or_else(PoisonError::into_inner);
         let mut at = at.get();
         for buffer in buffers {
@@ -100,7 +106,7 @@ impl BlockDevice for MemoryDevice {
         at: ByteOffset,
         buffers: &[IoSlice<'_>],
     ) -> Result<(), DeviceError> {
-        check_range(self.size, at, buffers_len(buffers))?;
+        check_range(self.size(), at, buffers_len(buffers))?;
         let mut pages = self.pages.write().unwrap_or_else(PoisonError::into_inner);
         let mut at = at.get();
         for buffer in buffers {
@@ -125,7 +131,7 @@ impl BlockDevice for MemoryDevice {
         len: ByteLen,
         keep_allocated: bool,
     ) -> Result<(), DeviceError> {
-        check_range(self.size, at, len)?;
+        check_range(self.size(), at, len)?;
         let mut pages = self.pages.write().unwrap_or_else(PoisonError::into_inner);
         let (start, end) = (at.get(), at.get() + len.get());
         let covered = start.div_ceil(PAGE)..end / PAGE;
@@ -155,7 +161,7 @@ impl BlockDevice for MemoryDevice {
     }
 
     fn extents(&self, at: ByteOffset, len: ByteLen) -> Result<Vec<Extent>, DeviceError> {
-        check_range(self.size, at, len)?;
+        check_range(self.size(), at, len)?;
         let pages = self.pages.read().unwrap_or_else(PoisonError::into_inner);
         let end = at.get() + len.get();
         let mut found: Vec<Extent> = Vec::new();

@@ -19,7 +19,12 @@ const EXHAUSTIVE: usize = 6;
 
 #[derive(Debug, Clone)]
 enum Step {
-    Write { at: usize, bytes: Vec<u8> },
+    Write {
+        at: usize,
+        bytes: Vec<u8>,
+    },
+    /// To that many bytes.
+    Grow(usize),
     Flush,
 }
 
@@ -34,7 +39,6 @@ struct Log {
 /// A small disk in memory that keeps the history of its writes and flushes.
 #[derive(Debug)]
 pub struct CrashDisk {
-    size: ByteLen,
     log: Mutex<Log>,
 }
 
@@ -47,10 +51,10 @@ impl CrashDisk {
     /// A disk that durably holds these bytes, and has no history.
     pub fn holding(bytes: Vec<u8>) -> CrashDisk {
         let log = Log { start: bytes.clone(), now: bytes, steps: Vec::new() };
-        CrashDisk { size: ByteLen::of(&log.now), log: Mutex::new(log) }
+        CrashDisk { log: Mutex::new(log) }
     }
 
-    /// How many writes and flushes there were; a power cut may come after any of them.
+    /// How many writes, growths and flushes there were; a power cut may come after any of them.
     pub fn steps(&self) -> usize {
         self.log().steps.len()
     }
@@ -75,14 +79,19 @@ impl CrashDisk {
             steps.iter().rposition(|step| matches!(step, Step::Flush)).map_or(0, |i| i + 1);
         let mut durable = log.start.clone();
         for step in &steps[..flushed] {
-            if let Step::Write { at, bytes } = step {
-                durable[*at..*at + bytes.len()].copy_from_slice(bytes);
+            match step {
+                Step::Write { at, bytes } => durable[*at..*at + bytes.len()].copy_from_slice(bytes),
+                Step::Grow(size) => durable.resize(*size, 0),
+                Step::Flush => {}
             }
         }
         // One piece is what one write put into one sector; a later piece for the same sector wins.
         let mut pieces: Vec<(usize, &[u8])> = Vec::new();
         for step in &steps[flushed..] {
-            if let Step::Write { at, bytes } = step {
+            if let Step::Grow(size) = step {
+                // A piece without bytes, at the new end.
+                pieces.push((*size, &[]));
+            } else if let Step::Write { at, bytes } = step {
                 let mut from = 0;
                 while from < bytes.len() {
                     let to = (SECTOR - (at + from) % SECTOR + from).min(bytes.len());
@@ -95,6 +104,8 @@ impl CrashDisk {
             let mut image = durable.clone();
             for (index, (at, bytes)) in pieces.iter().enumerate() {
                 if keep(index) {
+                    // A larger size may be lost, though not while something beyond the old one is kept.
+                    image.resize(image.len().max(*at + bytes.len()), 0);
                     image[*at..*at + bytes.len()].copy_from_slice(bytes);
                 }
             }
@@ -120,7 +131,7 @@ impl CrashDisk {
     }
 
     fn span(&self, at: ByteOffset, len: ByteLen) -> Result<std::ops::Range<usize>, DeviceError> {
-        check_range(self.size, at, len)?;
+        check_range(self.size(), at, len)?;
         // Within the size of a vector, hence within usize.
         let from = ByteLen::new(at.get()).to_usize().unwrap_or(0);
         Ok(from..from + len.to_usize().unwrap_or(0))
@@ -129,7 +140,17 @@ impl CrashDisk {
 
 impl BlockDevice for CrashDisk {
     fn size(&self) -> ByteLen {
-        self.size
+        ByteLen::of(&self.log().now)
+    }
+
+    fn grow(&self, size: ByteLen) -> Result<(), DeviceError> {
+        let size = size.to_usize().unwrap_or(0);
+        let mut log = self.log();
+        if size > log.now.len() {
+            log.now.resize(size, 0);
+            log.steps.push(Step::Grow(size));
+        }
+        Ok(())
     }
 
     fn read_vectored_at(

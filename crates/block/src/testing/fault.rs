@@ -11,7 +11,7 @@ use crate::{BlockDevice, ByteLen, ByteOffset, DeviceError, Extent};
 pub enum Act {
     /// Reads.
     Read,
-    /// Writes, discards and writes of zeros.
+    /// Writes, discards, writes of zeros and growing.
     Write,
     /// Flushes.
     Flush,
@@ -150,6 +150,11 @@ impl<D: BlockDevice> BlockDevice for FaultDisk<D> {
     fn flush(&self) -> Result<(), DeviceError> {
         self.strike(Act::Flush, ByteOffset::ZERO)?;
         self.inner.flush()
+    }
+
+    fn grow(&self, size: ByteLen) -> Result<(), DeviceError> {
+        self.strike(Act::Write, ByteOffset::new(self.size().get()))?;
+        self.inner.grow(size)
     }
 
     fn settle(&self) -> Result<(), DeviceError> {
