@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Subcommand};
+use clap::{Args, Subcommand, ValueEnum};
 use kiln_block::ByteLen;
 use kiln_export::nbd::Address;
 
@@ -52,6 +52,7 @@ pub(crate) enum DiskCommand {
     #[command(after_help = "Examples:\n  kiln disk repair")]
     Repair,
     Serve(DiskServeArgs),
+    Tree(DiskTreeArgs),
 }
 
 /// Make an empty disk
@@ -289,4 +290,32 @@ pub(crate) struct DiskServeArgs {
     /// Refuse all writes
     #[arg(long)]
     pub(crate) read_only: bool,
+}
+
+/// Draw which disk and which snapshot evolved from which
+///
+/// In text, time goes down: a disk's snapshots and the disk itself stand below each other, and clones branch off to
+/// the right. DOT is for Graphviz; SVG needs nothing but a browser, and folds long rows of snapshots.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  kiln disk tree
+  kiln disk tree --to svg > disks.svg
+  kiln disk tree --to dot | dot -Tpdf > disks.pdf")]
+pub(crate) struct DiskTreeArgs {
+    /// How; by default what --format says
+    #[arg(long, value_enum, value_name = "DRAWING")]
+    pub(crate) to: Option<Drawing>,
+}
+
+/// A way of drawing what descends from what.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Drawing {
+    /// Lines for people
+    Text,
+    /// A list for programs
+    Json,
+    /// A graph for Graphviz
+    Dot,
+    /// A picture
+    Svg,
 }

@@ -10,7 +10,7 @@ mod run;
 pub(crate) use disk::{
     DiskArgs, DiskCloneArgs, DiskCommand, DiskCreateArgs, DiskDiffArgs, DiskExportArgs,
     DiskImportArgs, DiskOptionArgs, DiskRemoveArgs, DiskResizeArgs, DiskServeArgs, DiskSnapArgs,
-    DiskVerifyArgs,
+    DiskVerifyArgs, Drawing,
 };
 pub(crate) use inspect::{
     CompletionsArgs, ConfigCommand, DiffArgs, DoctorArgs, HistoryCommand, ManArgs, PublishArgs,

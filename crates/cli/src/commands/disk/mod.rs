@@ -4,6 +4,7 @@ pub(crate) mod contents;
 mod serve;
 mod store;
 mod transfer;
+mod tree;
 
 use kiln_block::{BlockDevice as _, ByteLen, Extent, ExtentKind};
 use kiln_parallax::{DiskInfo, DiskOptions, Durability, PoolError};
@@ -35,6 +36,12 @@ pub(crate) fn disk(session: &Session, args: &DiskArgs) -> Result<Exit, Failure> 
         DiskCommand::Verify(args) => transfer::verify(session, &path, args),
         DiskCommand::Repair => transfer::sound(session, &Store::repair(&path)?, true),
         DiskCommand::Serve(args) => serve::serve(session, &path, args),
+        DiskCommand::Tree(args) if !path.exists() => tree::draw(session, Vec::new(), args.to),
+        DiskCommand::Tree(args) => {
+            let store = Store::open(&path)?;
+            let nodes = tree::nodes(&store.pool).map_err(|error| store.refused(error))?;
+            tree::draw(session, nodes, args.to)
+        }
         DiskCommand::Ls if !path.exists() => list(session, &[]),
         DiskCommand::Ls => list(session, &Store::open(&path)?.pool.disks()),
         DiskCommand::Snap(args) => snap(session, &Store::open(&path)?, args),

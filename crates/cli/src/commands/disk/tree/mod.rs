@@ -1,0 +1,90 @@
+//! `kiln disk tree`: disks and snapshots, and what evolved from what.
+
+mod dot;
+mod forest;
+mod layout;
+mod svg;
+mod text;
+
+#[cfg(test)]
+#[path = "../../../../../history/tests/site/cdp.rs"]
+#[expect(dead_code, reason = "the pages' tests wait for scripts, of which a picture has none")]
+mod cdp;
+#[cfg(test)]
+mod picture_tests;
+
+use kiln_parallax::{Pool, PoolError};
+use serde_json::{Value, json};
+
+use self::forest::Forest;
+use crate::arguments::Drawing;
+use crate::exit::Exit;
+use crate::failure::Failure;
+use crate::session::Session;
+use crate::terminal::{self, paint};
+
+pub(super) use kiln_store::Node;
+
+/// Draws them as it was asked for.
+pub(crate) fn draw(
+    session: &Session,
+    nodes: Vec<Node>,
+    to: Option<Drawing>,
+) -> Result<Exit, Failure> {
+    let forest = Forest::of(nodes);
+    match to.unwrap_or(if session.json() { Drawing::Json } else { Drawing::Text }) {
+        Drawing::Json => {
+            session.out_json(&forest.nodes.iter().map(node_json).collect::<Vec<_>>())?;
+        }
+        Drawing::Dot => terminal::out(&dot::draw(&forest))?,
+        Drawing::Svg => terminal::out(&svg::draw(&forest))?,
+        Drawing::Text if forest.nodes.is_empty() => {
+            terminal::say("no disks yet: kiln disk create NAME --size 10G");
+        }
+        Drawing::Text => {
+            for row in text::draw(&forest, &paint) {
+                terminal::out_line(&row)?;
+            }
+        }
+    }
+    Ok(Exit::Success)
+}
+
+/// All disks and snapshots of a pool.
+pub(super) fn nodes(pool: &Pool) -> Result<Vec<Node>, PoolError> {
+    let named = |(disk, snapshot): (String, String)| format!("{disk}@{snapshot}");
+    let mut nodes = Vec::new();
+    for disk in pool.disks() {
+        for snapshot in pool.snapshots(&disk.name)? {
+            nodes.push(Node {
+                name: format!("{}@{}", disk.name, snapshot.name),
+                origin: snapshot.origin.map(named),
+                size: snapshot.size.get(),
+                referenced: snapshot.referenced.get(),
+                created: snapshot.created,
+                served: false,
+            });
+        }
+        nodes.push(Node {
+            name: disk.name,
+            origin: disk.origin.map(named),
+            size: disk.size.get(),
+            referenced: disk.referenced.get(),
+            created: disk.created,
+            served: false,
+        });
+    }
+    Ok(nodes)
+}
+
+fn node_json(node: &Node) -> Value {
+    let (disk, snapshot) = match node.name.split_once('@') {
+        Some((disk, snapshot)) => (disk, Some(snapshot)),
+        None => (node.name.as_str(), None),
+    };
+    json!({
+        "name": node.name, "disk": disk, "snapshot": snapshot, "origin": node.origin,
+        "size": node.size, "referenced": node.referenced, "created": node.created,
+        "served": node.served,
+    })
+}
