@@ -122,6 +122,11 @@ impl Exports {
         self.0.read().unwrap_or_else(PoisonError::into_inner).keys().cloned().collect()
     }
 
+    /// The disk of exactly this name.
+    pub(crate) fn get(&self, name: &str) -> Option<Export> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).get(name).cloned()
+    }
+
     /// A disk and its name. The empty name is the only disk's, where there is just one.
     pub(crate) fn find(&self, name: &str) -> Option<(String, Export)> {
         let exports = self.0.read().unwrap_or_else(PoisonError::into_inner);
