@@ -7,10 +7,10 @@
 //! disk finishes. What is brief is measured, not guessed: reads and writes are while recent ones were.
 
 use std::io;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread::{self, Scope};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use kiln_block::ByteOffset;
 
@@ -21,16 +21,12 @@ use super::negotiation::Agreement;
 use super::wire::{
     Command, DATA_CHUNK_LEN, LARGEST_PAYLOAD, REQUEST_LEN, Request, SIMPLE_LEN, flag, put_simple,
 };
+use crate::pace::{BRIEF_READ, BRIEF_WRITE, Pace};
 
 /// Threads of a connection, and so requests of it that can wait for the disk at once.
 const MOST_THREADS: usize = 16;
 /// The largest read or write that is carried out while others wait.
 const BRIEF_LEN: u32 = 64 << 10;
-/// What a brief read takes at most, on average: less than one from a fast disk.
-const BRIEF_READ: Duration = Duration::from_micros(50);
-/// What a brief write takes at most, on average. Writes go to a cache, and more threads do not fill it
-/// faster unless it is full.
-const BRIEF_WRITE: Duration = Duration::from_micros(500);
 /// Replies that may wait for each other, so that the client and the server work at the same time.
 const STAGED_REPLIES: u32 = 16;
 
@@ -66,35 +62,6 @@ pub(crate) fn transmit<C: Channel>(channel: &C, input: Input, agreement: &Agreem
         writes: Pace::of(BRIEF_WRITE),
     };
     thread::scope(|scope| connection.attend(scope));
-}
-
-/// How long operations of a kind took lately, in nanoseconds, and how long brief ones may take.
-#[derive(Debug)]
-struct Pace {
-    mean: AtomicU64,
-    brief: u64,
-}
-
-impl Pace {
-    fn of(brief: Duration) -> Pace {
-        Pace { mean: AtomicU64::new(0), brief: nanoseconds(brief) }
-    }
-
-    fn is_brisk(&self) -> bool {
-        self.mean.load(Ordering::Relaxed) < self.brief
-    }
-
-    /// Threads may overwrite each other's note: an average is none the worse for it.
-    fn note(&self, took: Duration) {
-        // One hiccup of the host says little about the next operation.
-        let took = nanoseconds(took).min(self.brief * 4);
-        let mean = self.mean.load(Ordering::Relaxed);
-        self.mean.store(mean - mean / 8 + took / 8, Ordering::Relaxed);
-    }
-}
-
-fn nanoseconds(time: Duration) -> u64 {
-    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
 
 /// One client with one disk.
@@ -371,25 +338,5 @@ impl<C: Channel> Connection<'_, C> {
             Ok(Reply::Bytes(bytes)) => self.send(&bytes),
             Err(failure) => self.send(&self.disk.failure(&request, &failure)),
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn one_hiccup_is_forgiven_and_slowness_is_not() {
-        let pace = Pace::of(Duration::from_micros(50));
-        pace.note(Duration::from_secs(1));
-        assert!(pace.is_brisk());
-        for _ in 0..3 {
-            pace.note(Duration::from_millis(1));
-        }
-        assert!(!pace.is_brisk());
-        for _ in 0..8 {
-            pace.note(Duration::from_micros(2));
-        }
-        assert!(pace.is_brisk(), "and speed is noticed, too");
     }
 }

@@ -1,0 +1,259 @@
+//! The threads of a queue.
+//!
+//! They take turns at one *lead*: whoever has it waits for the guest and takes requests. While the disk is
+//! brisk, the leader carries out what it took by itself, a batch at a time, and gives the batch back with one
+//! signal. When the disk makes its callers wait, and for a flush that takes long, the lead is passed on first, so
+//! the next thread takes further requests meanwhile.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use rustix::buffer::spare_capacity;
+use rustix::event::epoll;
+use rustix::event::{EventfdFlags, eventfd};
+
+use super::chain::Chain;
+use super::disk::{Disk, Done, Memory};
+use super::ring::{Ring, Setup};
+
+/// Threads of a queue, and so requests of it that can wait for the disk at once.
+const MOST_THREADS: usize = 8;
+/// Requests that are given back together.
+const BATCH: usize = 32;
+/// Bytes after which a batch is given back, so that nobody waits for its neighbours' long copies.
+const BATCH_BYTES: u64 = 256 << 10;
+
+/// A queue that runs.
+#[derive(Debug)]
+pub(crate) struct Running {
+    engine: Arc<Engine>,
+}
+
+#[derive(Debug)]
+struct Engine {
+    name: String,
+    disk: Arc<Disk>,
+    memory: Memory,
+    /// The guest never said that it flushes.
+    always_durable: bool,
+    poll: Duration,
+    lead: Mutex<()>,
+    ring: Mutex<Ring>,
+    epoll: OwnedFd,
+    /// Written to when the queue stops; in the epoll set, and never read.
+    enough: OwnedFd,
+    stopping: AtomicBool,
+    /// Threads that wait for the lead.
+    waiting: AtomicUsize,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+}
+
+/// What a queue runs with.
+pub(crate) struct Parts {
+    pub(crate) name: String,
+    pub(crate) disk: Arc<Disk>,
+    pub(crate) memory: Memory,
+    pub(crate) always_durable: bool,
+    pub(crate) poll: Duration,
+    pub(crate) ring: Ring,
+}
+
+impl Running {
+    /// Carries out requests from now on: first those that are there already.
+    pub(crate) fn start(parts: Parts, setup: &Setup) -> io::Result<Running> {
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+        let enough = eventfd(0, EventfdFlags::CLOEXEC)?;
+        let nothing = epoll::EventData::new_u64(0);
+        epoll::add(&epoll, &enough, nothing, epoll::EventFlags::IN)?;
+        if let Some(kick) = &setup.kick {
+            // Every kick is an edge of its own, so the counter need not be read.
+            epoll::add(&epoll, kick, nothing, epoll::EventFlags::IN | epoll::EventFlags::ET)?;
+        }
+        let engine = Arc::new(Engine {
+            name: parts.name,
+            disk: parts.disk,
+            memory: parts.memory,
+            always_durable: parts.always_durable,
+            poll: parts.poll,
+            lead: Mutex::new(()),
+            ring: Mutex::new(parts.ring),
+            epoll,
+            enough,
+            stopping: AtomicBool::new(false),
+            waiting: AtomicUsize::new(0),
+            threads: Mutex::new(Vec::new()),
+        });
+        engine.spawn()?;
+        Ok(Running { engine })
+    }
+
+    /// The rings, for what may change while they run.
+    pub(crate) fn ring(&self) -> MutexGuard<'_, Ring> {
+        self.engine.ring()
+    }
+
+    /// Takes nothing more, finishes what was taken, and says which entry is next.
+    pub(crate) fn stop(self) -> u16 {
+        self.engine.stop();
+        self.engine.ring().next_available()
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.engine.stop();
+    }
+}
+
+impl Engine {
+    fn ring(&self) -> MutexGuard<'_, Ring> {
+        self.ring.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn spawn(self: &Arc<Self>) -> io::Result<()> {
+        let engine = Arc::clone(self);
+        let mut threads = self.threads.lock().unwrap_or_else(PoisonError::into_inner);
+        if threads.len() < MOST_THREADS && !self.stopping.load(Ordering::SeqCst) {
+            let thread =
+                thread::Builder::new().name(self.name.clone()).spawn(move || engine.attend())?;
+            threads.push(thread);
+        }
+        Ok(())
+    }
+
+    fn stop(&self) {
+        self.stopping.store(true, Ordering::SeqCst);
+        // The counter cannot overflow: it is written twice at most.
+        let _ = rustix::io::write(&self.enough, &1_u64.to_ne_bytes());
+        let threads =
+            std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner));
+        for thread in threads {
+            // A panic there has been told on stderr, and its requests are in flight for good.
+            let _ = thread.join();
+        }
+    }
+
+    /// A thread's life.
+    fn attend(self: Arc<Self>) {
+        let mut chain = Chain::new();
+        let mut buffer = Vec::new();
+        let (mut heads, mut work) = (Vec::with_capacity(BATCH), Work::default());
+        let (table, size) = self.ring().table();
+        loop {
+            self.waiting.fetch_add(1, Ordering::SeqCst);
+            let lead = self.lead.lock().unwrap_or_else(PoisonError::into_inner);
+            self.waiting.fetch_sub(1, Ordering::SeqCst);
+            let mut lead = Some(lead);
+            let brisk = self.disk.reads.is_brisk() && self.disk.writes.is_brisk();
+            if !self.take(if brisk { BATCH } else { 1 }, &mut heads) {
+                return;
+            }
+            if !brisk {
+                self.pass_on(&mut lead);
+            }
+            for head in heads.drain(..) {
+                let durable = self.always_durable || !self.disk.cache_is_volatile();
+                let done = match chain.fill(&self.memory.guest, table, size, head) {
+                    Ok(()) => self.disk.carry_out(&chain, &self.memory, &mut buffer, durable),
+                    Err(_) => Done::malformed(),
+                };
+                if done.needs_flush {
+                    work.unflushed.push((head, done));
+                    continue;
+                }
+                let written = done.tell(&self.memory, true);
+                work.finished.push((head, written));
+                work.bytes += u64::from(written);
+                if work.bytes >= BATCH_BYTES {
+                    self.give_back(&mut work);
+                }
+            }
+            self.give_back(&mut work);
+            if !work.unflushed.is_empty() {
+                if !self.disk.flushes.is_brisk() {
+                    self.pass_on(&mut lead);
+                }
+                // One flush is enough for all: whatever they cover was done before it begins.
+                let flushed = self.disk.flush();
+                for (head, done) in work.unflushed.drain(..) {
+                    work.finished.push((head, done.tell(&self.memory, flushed)));
+                }
+                self.give_back(&mut work);
+            }
+        }
+    }
+
+    fn give_back(&self, work: &mut Work) {
+        work.bytes = 0;
+        if !work.finished.is_empty() {
+            self.ring().give_back(&work.finished);
+            work.finished.clear();
+        }
+    }
+
+    /// Lets another thread take requests, and sees to it that there is one.
+    fn pass_on(self: &Arc<Self>, lead: &mut Option<MutexGuard<'_, ()>>) {
+        if lead.take().is_some() && self.waiting.load(Ordering::SeqCst) == 0 {
+            // Without a further thread this one does all the work, later.
+            let _ = self.spawn();
+        }
+    }
+
+    /// Requests, as soon as there are any; `false` when the queue stops. The caller has the lead.
+    fn take(&self, most: usize, heads: &mut Vec<u16>) -> bool {
+        loop {
+            if self.stopping.load(Ordering::SeqCst) {
+                return false;
+            }
+            {
+                let mut ring = self.ring();
+                ring.take(most, heads);
+                if !heads.is_empty() {
+                    return true;
+                }
+            }
+            if self.poll_ring() {
+                continue;
+            }
+            if self.ring().ask_for_kick() {
+                self.wait();
+            }
+        }
+    }
+
+    /// Looks for more for a while, where that was asked for.
+    fn poll_ring(&self) -> bool {
+        if self.poll.is_zero() {
+            return false;
+        }
+        let until = Instant::now() + self.poll;
+        while !self.stopping.load(Ordering::Relaxed) {
+            if self.ring().has_more() {
+                return true;
+            }
+            if Instant::now() >= until {
+                return false;
+            }
+            std::hint::spin_loop();
+        }
+        false
+    }
+
+    fn wait(&self) {
+        let mut events: Vec<epoll::Event> = Vec::with_capacity(2);
+        // Interrupted or not, whoever asked looks again.
+        let _ = epoll::wait(self.epoll.as_fd(), spare_capacity(&mut events), None);
+    }
+}
+
+/// What a thread did and has not given back.
+#[derive(Debug, Default)]
+struct Work {
+    finished: Vec<(u16, u32)>,
+    unflushed: Vec<(u16, Done)>,
+    bytes: u64,
+}
