@@ -3,7 +3,9 @@
 //!
 //! This crate knows no disk format; a disk's name, and whether it may be written, are in an [`Export`].
 
+mod errno;
 mod exports;
+pub mod fuse;
 pub mod nbd;
 mod pace;
 pub mod vhost_user;
