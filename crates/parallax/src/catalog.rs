@@ -25,7 +25,8 @@ use kiln_block::ByteLen;
 use crate::PoolError;
 use crate::format::{BLOCK, get, index, put};
 use crate::head::Head;
-use crate::node::{Entry, Node};
+use crate::leaf::LeafMap;
+use crate::node::Entry;
 
 /// Bytes of the longest name.
 pub(crate) const MAX_NAME: usize = 128;
@@ -162,7 +163,7 @@ pub(crate) struct Catalog {
     pub(crate) pages: u64,
     pub(crate) root: Root,
     /// Leaves of the map of pages.
-    pub(crate) leaves: BTreeMap<u64, Node>,
+    pub(crate) leaves: BTreeMap<u64, LeafMap>,
     pub(crate) heads: BTreeMap<u64, Arc<Head>>,
     /// Snapshots that are open.
     pub(crate) views: BTreeMap<u64, Weak<Head>>,

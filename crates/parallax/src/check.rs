@@ -64,9 +64,7 @@ impl Walk<'_> {
         if entry.birth > self.core.epoch.load(std::sync::atomic::Ordering::Acquire) {
             self.report.problem(format!("{of}: leaf {first} was written in the future"));
         }
-        let known = self.core.space.holds(entry.block) && !self.reach(entry.block);
-        // What is shared was looked at already, unless only a part of it was.
-        if known && cursor == 0 && keep == 0 {
+        if self.is_known(entry) && cursor == 0 && keep == 0 {
             return;
         }
         let node = match self.core.node(entry, level, first) {
@@ -74,13 +72,36 @@ impl Walk<'_> {
             Err(error) => return self.report.problem(format!("{of}: {error}")),
         };
         self.report.nodes += 1;
+        // Leaves that share a block stand next to each other.
+        let mut known = (Entry::HOLE, false);
         for (place, child) in node.mapped() {
-            if level > 0 {
-                let below = (level - 1, first + place as u64 * leaves_below(level - 1));
-                self.map(of, below, child, keep, cursor);
-            } else if child.birth > keep {
-                self.data(of, first * FANOUT + place as u64, child);
+            let below = first + place as u64 * leaves_below(level - 1);
+            if level > 1 {
+                self.map(of, (level - 1, below), child, keep, cursor);
+            } else if child.birth > keep && below >= cursor {
+                if known.0 != child {
+                    known = (child, self.is_known(child));
+                    self.report.nodes += 1;
+                }
+                if !known.1 || cursor > 0 || keep > 0 {
+                    self.leaf(of, below, child, keep);
+                }
             }
+        }
+    }
+
+    /// What is shared was looked at already, unless only a part of it was.
+    fn is_known(&mut self, entry: Entry) -> bool {
+        self.core.space.holds(entry.block) && !self.reach(entry.block)
+    }
+
+    fn leaf(&mut self, of: &str, number: u64, entry: Entry, keep: u64) {
+        let leaf = match self.core.read_leaf(entry, number) {
+            Ok(leaf) => leaf,
+            Err(error) => return self.report.problem(format!("{of}: {error}")),
+        };
+        for (place, entry) in leaf.mapped().filter(|(_, entry)| entry.birth > keep) {
+            self.data(of, number * FANOUT + place as u64, entry);
         }
     }
 

@@ -16,6 +16,7 @@ use crate::cache::{Clock, Leaf, LeafKey, NodeKey};
 use crate::catalog::Catalog;
 use crate::format::{BLOCK_LEN, Layout, Sums, Superblock, encode_map_page};
 use crate::head::{Head, Place};
+use crate::leaf::LeafMap;
 use crate::node::{Entry, Node, ROOT_LEVEL};
 use crate::space::{Run, Space};
 use crate::tree::{Fresh, nodes_for};
@@ -267,7 +268,7 @@ impl Core {
         self.durable.store(upto, Ordering::Release);
         self.checkpoints.fetch_add(1, Ordering::Relaxed);
         self.unwritten_mut().clear();
-        self.space.settle(freed);
+        self.space.settle(&freed);
         outcome
     }
 
@@ -288,19 +289,20 @@ impl Core {
         if dirty.is_empty() {
             return Ok(());
         }
-        let mut leaves = Vec::with_capacity(dirty.len());
         let mut held = Vec::with_capacity(dirty.len());
         for number in dirty.iter() {
-            let leaf = self.leaf(head, *number)?;
-            let node = leaf.node.read().unwrap_or_else(PoisonError::into_inner).clone();
-            leaves.push((*number, node.unwrap_or_else(|| Node::empty(0, *number))));
-            held.push(leaf);
+            held.push(self.leaf(head, *number)?);
         }
+        let maps: Vec<_> = held.iter().map(|leaf| leaf.read()).collect();
+        let leaves: Vec<(u64, &LeafMap)> =
+            dirty.iter().copied().zip(maps.iter().map(|map| &**map)).collect();
         let place = head.place();
         let mut fresh = Fresh::default();
         let root = self.update(&mut fresh, &place, (ROOT_LEVEL, 0), place.root, &leaves)?;
         self.space.unmap(&fresh.replaced);
         head.move_to(|place| place.root = root);
+        drop(leaves);
+        drop(maps);
         for leaf in held {
             leaf.dirty.store(false, Ordering::Release);
         }
@@ -312,14 +314,14 @@ impl Core {
     fn store_catalog(&self, catalog: &mut Catalog, pages: &mut Pages) -> Result<(), PoolError> {
         let dirty = std::mem::take(&mut catalog.dirty);
         let place = Place { root: catalog.root.0, floor: 0, merged: None };
-        let mut leaves: Vec<(u64, Node)> = Vec::new();
+        let mut changed: Vec<u64> = Vec::new();
         let mut fresh = Fresh::default();
         for page in &dirty {
             let bytes = catalog.page(*page);
             let block = self.metadata_block()?;
             self.space.set_used(block);
             let number = page / 256;
-            let leaf = catalog.leaves.entry(number).or_insert_with(|| Node::empty(0, number));
+            let leaf = catalog.leaves.entry(number).or_default();
             let entry_at = usize::try_from(page % 256).unwrap_or(0);
             let old = leaf.get(entry_at);
             if !old.is_hole() {
@@ -328,11 +330,12 @@ impl Core {
             let birth = self.epoch.load(Ordering::Acquire);
             leaf.set(entry_at, Entry::data(block, birth, self.sums.data(*page, &bytes)));
             pages.0.push((block, bytes));
-            match leaves.last_mut() {
-                Some((last, node)) if *last == number => *node = leaf.clone(),
-                _ => leaves.push((number, leaf.clone())),
+            if changed.last() != Some(&number) {
+                changed.push(number);
             }
         }
+        let leaves: Vec<(u64, &LeafMap)> =
+            changed.iter().filter_map(|n| Some((*n, catalog.leaves.get(n)?))).collect();
         if !leaves.is_empty() {
             let root = self.update(&mut fresh, &place, (ROOT_LEVEL, 0), place.root, &leaves)?;
             catalog.root.0 = root;

@@ -18,7 +18,7 @@ use crate::PoolError;
 use crate::core::Core;
 use crate::format::{BLOCK, BLOCK_LEN, index};
 use crate::head::Head;
-use crate::node::{Entry, FANOUT, Kind, Node};
+use crate::node::{Entry, FANOUT};
 use crate::space::Run;
 
 /// Blocks a disk takes ahead of its writes: 1 MiB.
@@ -86,26 +86,16 @@ struct Stored {
 }
 
 impl Disk {
-    /// What the pool knows about the first blocks of `lba..`, at most `most`, and their checksums.
-    fn look_up(&self, lba: u64, most: usize, crcs: &mut [u32; 256]) -> Result<Stored, PoolError> {
+    /// What the pool knows about the first blocks of `lba..`, at most as many as `crcs` has room for their checksums.
+    fn look_up(&self, lba: u64, crcs: &mut [u32]) -> Result<Stored, PoolError> {
         let leaf = self.core.leaf(&self.head, lba / FANOUT)?;
-        let guard = leaf.node.read().unwrap_or_else(PoisonError::into_inner);
+        let map = leaf.read();
         let first = index(lba % FANOUT);
-        let Some(node) = guard.as_ref() else { return Ok(Stored { block: None, count: most }) };
-        let most = most.min(256 - first);
-        let start = node.get(first);
-        let mut count = 0;
-        while count < most {
-            let entry = node.get(first + count);
-            let follows = entry.kind == start.kind
-                && (start.is_hole() || entry.block == start.block + count as u64);
-            if !follows {
-                break;
-            }
-            crcs[count] = entry.crc;
-            count += 1;
+        let (block, count) = map.stretch(first, crcs.len());
+        if block.is_some() {
+            crcs[..count].copy_from_slice(&map.crcs()[first..first + count]);
         }
-        Ok(Stored { block: (start.kind == Kind::Data).then_some(start.block), count })
+        Ok(Stored { block, count })
     }
 
     /// Whole blocks; `buffers` are whole blocks each.
@@ -115,18 +105,27 @@ impl Disk {
         count: usize,
         buffers: &mut [IoSliceMut<'_>],
     ) -> Result<(), DeviceError> {
-        let mut crcs = [0; 256];
+        // Most requests are short, and room for a whole leaf would have to be cleared first.
+        let (mut few, mut many);
+        let crcs: &mut [u32] = if count <= 16 {
+            few = [0; 16];
+            &mut few
+        } else {
+            many = [0; 256];
+            &mut many
+        };
         let mut done = 0;
         while done < count {
             let at = ByteOffset::new(lba * BLOCK_LEN);
-            let stored = self.look_up(lba, count - done, &mut crcs).map_err(|e| e.on_disk(at))?;
+            let most = crcs.len().min(count - done);
+            let stored = self.look_up(lba, &mut crcs[..most]).map_err(|e| e.on_disk(at))?;
             let bytes = done * BLOCK..(done + stored.count) * BLOCK;
             // One buffer is what a frontend nearly always has.
             if let [buffer] = &mut *buffers {
                 let mut slices = [IoSliceMut::new(&mut buffer[bytes])];
-                self.read_run(lba, &stored, &crcs, &mut slices)?;
+                self.read_run(lba, &stored, crcs, &mut slices)?;
             } else {
-                self.read_run(lba, &stored, &crcs, &mut slices_mut(buffers, bytes))?;
+                self.read_run(lba, &stored, crcs, &mut slices_mut(buffers, bytes))?;
             }
             done += stored.count;
             lba += stored.count as u64;
@@ -138,7 +137,7 @@ impl Disk {
         &self,
         lba: u64,
         stored: &Stored,
-        crcs: &[u32; 256],
+        crcs: &[u32],
         slices: &mut [IoSliceMut<'_>],
     ) -> Result<(), DeviceError> {
         let Some(block) = stored.block else {
@@ -162,10 +161,10 @@ impl Disk {
     /// The bytes were not what the map said. Unless it says something else by now, they are damaged.
     fn read_again(&self, lba: u64, chunk: &mut [u8]) -> Result<(), DeviceError> {
         let place = ByteOffset::new(lba * BLOCK_LEN);
-        let mut crcs = [0; 256];
+        let mut crcs = [0];
         let mut before = None;
         loop {
-            let stored = self.look_up(lba, 1, &mut crcs).map_err(|error| error.on_disk(place))?;
+            let stored = self.look_up(lba, &mut crcs).map_err(|error| error.on_disk(place))?;
             let Some(block) = stored.block else {
                 chunk.fill(0);
                 return Ok(());
@@ -232,13 +231,19 @@ impl Disk {
             self.core.make_room().map_err(|error| error.on_disk(at))?;
             let run = self.fresh_blocks(within as u64).map_err(|error| error.on_disk(at))?;
             let bytes = done * BLOCK..(done + index(run.len)) * BLOCK;
-            let mut crcs = [0; 256];
-            let written = if let [buffer] = buffers {
-                self.write_run(lba, run, &[IoSlice::new(&buffer[bytes])], &mut crcs)
+            let (mut few, mut many);
+            let crcs: &mut [u32] = if run.len <= 16 {
+                few = [0; 16];
+                &mut few[..index(run.len)]
             } else {
-                self.write_run(lba, run, &slices(buffers, bytes), &mut crcs)
+                many = [0; 256];
+                &mut many[..index(run.len)]
             };
-            let crcs = &crcs[..index(run.len)];
+            let written = if let [buffer] = buffers {
+                self.write_run(lba, run, &[IoSlice::new(&buffer[bytes])], crcs)
+            } else {
+                self.write_run(lba, run, &slices(buffers, bytes), crcs)
+            };
             let applied = written.and_then(|()| {
                 let change = Apply::Map { block: run.start, crcs };
                 self.core.apply(&self.head, lba, change).map_err(|error| error.on_disk(at))
@@ -258,7 +263,7 @@ impl Disk {
         lba: u64,
         run: Run,
         slices: &[IoSlice<'_>],
-        crcs: &mut [u32; 256],
+        crcs: &mut [u32],
     ) -> Result<(), DeviceError> {
         let chunks = slices.iter().flat_map(|slice| slice.chunks_exact(BLOCK));
         for ((chunk, crc), lba) in chunks.zip(crcs).zip(lba..) {
@@ -280,9 +285,9 @@ impl Disk {
             let attempt = self.read_blocks(lba, 1, &mut [IoSliceMut::new(&mut whole)]);
             let attempt = attempt.and_then(|()| {
                 whole[within..within + bytes.len()].copy_from_slice(bytes);
-                let mut crcs = [0; 256];
+                let mut crcs = [0];
                 self.write_run(lba, run, &[IoSlice::new(&whole)], &mut crcs)?;
-                let change = Apply::Replace { block: run.start, crcs: &crcs[..1], was };
+                let change = Apply::Replace { block: run.start, crcs: &crcs, was };
                 self.core.try_apply(&self.head, lba, change).map_err(fail)
             });
             match attempt {
@@ -336,8 +341,8 @@ impl Core {
     /// What a disk's map says about a block.
     pub(crate) fn entry(&self, head: &Head, lba: u64) -> Result<Entry, PoolError> {
         let leaf = self.leaf(head, lba / FANOUT)?;
-        let guard = leaf.node.read().unwrap_or_else(PoisonError::into_inner);
-        Ok(guard.as_ref().map_or(Entry::HOLE, |node| node.get(index(lba % FANOUT))))
+        let map = leaf.read();
+        Ok(map.get(index(lba % FANOUT)))
     }
 
     pub(crate) fn apply(&self, head: &Head, lba: u64, change: Apply<'_>) -> Result<(), PoolError> {
@@ -355,10 +360,9 @@ impl Core {
             Apply::Map { crcs, .. } | Apply::Replace { crcs, .. } => crcs.len() as u64,
             Apply::Clear { count } => count,
         };
-        let mut guard = leaf.node.write().unwrap_or_else(PoisonError::into_inner);
-        let node = guard.get_or_insert_with(|| Node::empty(0, number));
+        let mut leaf_map = leaf.write();
         if let Apply::Replace { was, .. } = change
-            && node.get(index(lba % FANOUT)) != was
+            && leaf_map.get(index(lba % FANOUT)) != was
         {
             return Ok(false);
         }
@@ -369,31 +373,22 @@ impl Core {
         let first = index(lba % FANOUT);
         let quota = head.quota.load(Ordering::Relaxed);
         if map.is_some() && quota > 0 {
-            let holes = (0..index(count)).filter(|n| node.get(first + n).is_hole()).count() as u64;
+            let holes = count - leaf_map.mapped_within(first, index(count)) as u64;
             if holes > 0 && head.referenced.load(Ordering::Relaxed).saturating_add(holes) > quota {
                 return Err(PoolError::NoSpace);
             }
         }
-        let mut unmapped = Vec::new();
-        let (mut gone, mut come) = (0, 0);
-        for n in 0..index(count) {
-            let old = node.get(first + n);
-            if !old.is_hole() {
-                gone += 1;
-                if place.owns(number..number + 1, old.birth) && self.space.holds(old.block) {
-                    unmapped.push(old.block);
-                }
+        let new = map.map(|(block, crcs)| (block, birth, crcs));
+        let mut gone = 0;
+        leaf_map.replace(first, index(count), new, |piece| {
+            gone += piece.len() as u64;
+            if place.owns(number..number + 1, piece.birth()) {
+                self.space.unmap_run(Run { start: piece.block(), len: piece.len() as u64 });
             }
-            let new = match map {
-                Some((block, crcs)) => {
-                    let block = block + n as u64;
-                    self.space.set_used(block);
-                    come += 1;
-                    Entry::data(block, birth, crcs[n])
-                }
-                None => Entry::HOLE,
-            };
-            node.set(first + n, new);
+        });
+        let come = if map.is_some() { count } else { 0 };
+        if let Some((block, _)) = map {
+            self.space.use_run(Run { start: block, len: count });
         }
         match map {
             Some((block, crcs)) => self.gathering.map(head.id, lba, birth, block, crcs),
@@ -404,8 +399,7 @@ impl Core {
             head.dirty().insert(number);
             self.dirty_leaves.fetch_add(1, Ordering::Relaxed);
         }
-        drop(guard);
-        self.space.unmap(&unmapped);
+        drop(leaf_map);
         head.referenced.fetch_add(come, Ordering::Relaxed);
         head.referenced.fetch_sub(gone, Ordering::Relaxed);
         head.written.fetch_add(come, Ordering::Relaxed);

@@ -33,6 +33,7 @@ mod disk;
 mod error;
 mod format;
 mod head;
+mod leaf;
 mod node;
 mod open;
 mod pool;

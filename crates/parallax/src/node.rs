@@ -1,6 +1,6 @@
 //! A node of a disk's map: 256 entries of 15 bytes behind a header of 256 bytes.
 //!
-//! A leaf (level 0) maps 256 blocks of the disk, 1 MiB; a node of level *n* points at 256 nodes of
+//! A [leaf](crate::leaf) (level 0) maps 256 blocks of the disk, 1 MiB; a node of level *n* points at 256 nodes of
 //! the level below. Four levels map 16 TiB. Memory holds a node in the form it has on disk.
 
 use crate::format::{BLOCK, get, put};
@@ -107,12 +107,14 @@ impl Node {
         Node(bytes)
     }
 
-    /// Takes bytes whose checksum was found right; `None` where they are not the node that belongs there.
-    pub(crate) fn from_bytes(bytes: Box<[u8; BLOCK]>, level: u32, first: u64) -> Option<Node> {
-        let right = bytes[..4] == MAGIC
-            && bytes[4..8] == level.to_le_bytes()
-            && get(&bytes[..], 8) == first;
-        right.then_some(Node(bytes))
+    /// Whatever a block of a map holds.
+    pub(crate) fn raw(bytes: Box<[u8; BLOCK]>) -> Node {
+        Node(bytes)
+    }
+
+    /// Whether it is the node that belongs there.
+    pub(crate) fn belongs(&self, level: u32, first: u64) -> bool {
+        self.0[..4] == MAGIC && self.0[4..8] == level.to_le_bytes() && get(&self.0[..], 8) == first
     }
 
     pub(crate) fn bytes(&self) -> &[u8; BLOCK] {

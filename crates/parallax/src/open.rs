@@ -15,7 +15,7 @@ use crate::format::{
     index, same,
 };
 use crate::head::Head;
-use crate::node::{Entry, FANOUT, Kind, Node, ROOT_LEVEL};
+use crate::node::{Entry, FANOUT, Kind, ROOT_LEVEL};
 use crate::space::Space;
 use crate::wal::{Change, HEADER, Record, decode_batch, decode_records};
 
@@ -129,15 +129,15 @@ pub(crate) fn open(
     };
     let nodes = index(options.cache.get() / BLOCK_LEN).max(64);
     let space = Space::new(&layout, &stored);
-    let dirty_limit = (nodes * 3 / 4).min(index(space.reserve() / 5)).max(8);
+    let dirty_limit = (nodes / 2).min(index(space.reserve() / 8)).max(8);
     let core = Core {
         device,
         layout,
         uuid: superblock.uuid,
         sums,
         space,
-        nodes: Clock::new(nodes / 4),
-        leaves: Clock::new(nodes * 3 / 4),
+        nodes: Clock::new(index(options.cache.get()) / 4),
+        leaves: Clock::new(index(options.cache.get()) / 4 * 3),
         gathering: crate::wal::Gathering::default(),
         epoch: AtomicU64::new(superblock.epoch),
         commit: Mutex::new(Commit {
@@ -317,8 +317,7 @@ impl Core {
             return Ok(());
         }
         let leaf = self.leaf(&head, number)?;
-        let mut guard = leaf.node.write().unwrap_or_else(PoisonError::into_inner);
-        let node = guard.get_or_insert_with(|| Node::empty(0, number));
+        let mut map = leaf.write();
         let place = head.place();
         let count = match &record.change {
             Change::Map { crcs, .. } => crcs.len() as u64,
@@ -344,7 +343,7 @@ impl Core {
                 }
                 Change::Clear { .. } => Entry::HOLE,
             };
-            let old = node.get(index(lba % FANOUT));
+            let old = map.get(index(lba % FANOUT));
             if !old.is_hole() {
                 head.referenced.fetch_sub(1, Ordering::Relaxed);
                 if place.owns(number..number + 1, old.birth) && self.space.holds(old.block) {
@@ -355,7 +354,7 @@ impl Core {
                 head.referenced.fetch_add(1, Ordering::Relaxed);
                 head.written.fetch_add(1, Ordering::Relaxed);
             }
-            node.set(index(lba % FANOUT), new);
+            map.set(index(lba % FANOUT), new);
         }
         if !leaf.dirty.swap(true, Ordering::AcqRel) {
             head.dirty().insert(number);

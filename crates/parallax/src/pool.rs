@@ -387,14 +387,11 @@ impl Pool {
             };
             let mut found: Vec<Extent> = Vec::new();
             core.differing((ROOT_LEVEL, 0), (old.root, new.root), &mut |leaf, a, b| {
-                for (place, lba) in (0..256_usize).zip(leaf * FANOUT..) {
-                    let entry = |node: Option<&crate::node::Node>| {
-                        node.map_or(Entry::HOLE, |node| node.get(place))
-                    };
-                    if entry(a) == entry(b) {
+                for ((a, b), lba) in a.table().into_iter().zip(b.table()).zip(leaf * FANOUT..) {
+                    if a == b {
                         continue;
                     }
-                    let hole = entry(b).is_hole();
+                    let hole = b.is_hole();
                     let kind = if hole { ExtentKind::Hole } else { ExtentKind::Data };
                     let at = ByteOffset::new(lba * BLOCK_LEN);
                     let len = ByteLen::new(BLOCK_LEN);
@@ -432,7 +429,7 @@ impl Pool {
             total: ByteLen::new(core.layout.blocks * BLOCK_LEN),
             used: ByteLen::new((core.layout.data_start + core.space.used_count()) * BLOCK_LEN),
             available: ByteLen::new(core.space.available() * BLOCK_LEN),
-            cached: ByteLen::new((core.leaves.len() + core.nodes.len()) as u64 * BLOCK_LEN),
+            cached: ByteLen::new((core.leaves.bytes() + core.nodes.bytes()) as u64),
             reclaiming: core.catalog().reclaimable(),
             syncs: core.syncs.load(Ordering::Relaxed),
             checkpoints: core.checkpoints.load(Ordering::Relaxed),

@@ -37,7 +37,8 @@ pub(crate) struct Space {
     stale: Vec<AtomicU8>,
     hand: Mutex<Hand>,
     /// Unmapped since the last checkpoint began.
-    freed: Mutex<Vec<u64>>,
+    freed: Mutex<Vec<Run>>,
+    freed_blocks: AtomicU64,
 }
 
 impl Space {
@@ -66,6 +67,7 @@ impl Space {
             stale: (0..layout.blocks.div_ceil(MAP_BITS)).map(|_| AtomicU8::new(3)).collect(),
             hand: Mutex::new(Hand { busy, next: layout.data_start, free }),
             freed: Mutex::new(Vec::new()),
+            freed_blocks: AtomicU64::new(0),
         }
     }
 
@@ -103,7 +105,7 @@ impl Space {
 
     /// Takes back blocks that were handed out and never mapped.
     pub(crate) fn give_back(&self, run: Run) {
-        self.settle((run.start..run.start + run.len).collect());
+        self.settle(&[run]);
     }
 
     /// Blocks that may be handed out, without the reserve.
@@ -127,8 +129,24 @@ impl Space {
 
     /// A map reaches the block from now on.
     pub(crate) fn set_used(&self, block: u64) {
-        self.used[index(block / 64)].fetch_or(1 << (block % 64), Ordering::Relaxed);
-        self.stale[index(block / MAP_BITS)].store(3, Ordering::Relaxed);
+        self.use_run(Run { start: block, len: 1 });
+    }
+
+    /// A map reaches these blocks from now on.
+    pub(crate) fn use_run(&self, run: Run) {
+        for (word, mask) in words_of(run) {
+            self.used[word].fetch_or(mask, Ordering::Relaxed);
+        }
+        self.touch(run);
+    }
+
+    /// What the map says of these blocks changes.
+    fn touch(&self, run: Run) {
+        if run.len > 0 {
+            for page in run.start / MAP_BITS..=(run.start + run.len - 1) / MAP_BITS {
+                self.stale[index(page)].store(3, Ordering::Relaxed);
+            }
+        }
     }
 
     /// Also keeps the block from being handed out: for blocks a replayed log names.
@@ -143,37 +161,50 @@ impl Space {
 
     /// No map reaches the blocks any more; they are free once the next checkpoint is durable.
     pub(crate) fn unmap(&self, blocks: &[u64]) {
-        if blocks.is_empty() {
+        for run in blocks.chunk_by(|a, b| a + 1 == *b) {
+            self.unmap_run(Run { start: run[0], len: run.len() as u64 });
+        }
+    }
+
+    /// The same for a run. What a stored map says may be wrong, and outside of the pool.
+    pub(crate) fn unmap_run(&self, run: Run) {
+        let start = run.start.clamp(self.first, self.end);
+        let end = run.start.saturating_add(run.len).clamp(self.first, self.end);
+        let run = Run { start, len: end - start };
+        if run.len == 0 {
             return;
         }
-        // A leaf that was never looked at may be replaced, so what its entry says is not known to be true.
-        let held = || blocks.iter().filter(|block| self.holds(**block));
-        for block in held() {
-            self.used[index(block / 64)].fetch_and(!(1 << (block % 64)), Ordering::Relaxed);
-            self.stale[index(block / MAP_BITS)].store(3, Ordering::Relaxed);
+        for (word, mask) in words_of(run) {
+            self.used[word].fetch_and(!mask, Ordering::Relaxed);
         }
-        self.freed.lock().unwrap_or_else(PoisonError::into_inner).extend(held());
+        self.touch(run);
+        let mut freed = self.freed.lock().unwrap_or_else(PoisonError::into_inner);
+        match freed.last_mut() {
+            Some(last) if last.start + last.len == run.start => last.len += run.len,
+            _ => freed.push(run),
+        }
+        self.freed_blocks.fetch_add(run.len, Ordering::Relaxed);
     }
 
     /// Whether so many blocks wait to become free that a checkpoint is worth it: 256 MiB.
     pub(crate) fn wants_checkpoint(&self) -> bool {
-        self.freed.lock().unwrap_or_else(PoisonError::into_inner).len() > 65536
+        self.freed_blocks.load(Ordering::Relaxed) > 65536
     }
 
     /// What the checkpoint that begins now will make free.
-    pub(crate) fn take_freed(&self) -> Vec<u64> {
-        std::mem::take(&mut *self.freed.lock().unwrap_or_else(PoisonError::into_inner))
+    pub(crate) fn take_freed(&self) -> Vec<Run> {
+        let mut freed = self.freed.lock().unwrap_or_else(PoisonError::into_inner);
+        self.freed_blocks.store(0, Ordering::Relaxed);
+        std::mem::take(&mut *freed)
     }
 
     /// The checkpoint is durable: its freed blocks may be handed out.
-    pub(crate) fn settle(&self, blocks: Vec<u64>) {
-        let lowest = blocks.iter().min().copied();
+    pub(crate) fn settle(&self, runs: &[Run]) {
+        let lowest = runs.iter().filter(|run| run.len > 0).map(|run| run.start).min();
         let mut hand = self.hand();
-        for block in blocks {
-            if bit(&hand.busy, block) {
-                hand.busy[index(block / 64)] &= !(1 << (block % 64));
-                hand.free += 1;
-            }
+        for (word, mask) in runs.iter().flat_map(|run| words_of(*run)) {
+            hand.free += u64::from((hand.busy[word] & mask).count_ones());
+            hand.busy[word] &= !mask;
         }
         // What was used before is taken again first: the file below has its space already, and memory its pages.
         hand.next = lowest.unwrap_or(hand.next).min(hand.next);
@@ -225,6 +256,17 @@ impl Space {
     }
 }
 
+/// The words a run has bits in, and which.
+fn words_of(run: Run) -> impl Iterator<Item = (usize, u64)> {
+    let end = run.start + run.len;
+    let words = if run.len == 0 { 0..0 } else { run.start / 64..(end - 1) / 64 + 1 };
+    words.map(move |word| {
+        let from = run.start.max(word * 64) % 64;
+        let len = end.min(word * 64 + 64) - run.start.max(word * 64);
+        (index(word), u64::MAX >> (64 - len) << from)
+    })
+}
+
 fn bit(words: &[u64], block: u64) -> bool {
     words[index(block / 64)] >> (block % 64) & 1 == 1
 }
@@ -264,7 +306,7 @@ mod tests {
         space.unmap(&taken[10..20]);
         assert_eq!(space.take(1), None, "a power cut may bring the old map back");
         let freed = space.take_freed();
-        space.settle(freed);
+        space.settle(&freed);
         assert_eq!(space.take(100).map(|run| run.len), Some(10));
     }
 

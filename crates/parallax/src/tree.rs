@@ -1,5 +1,6 @@
 //! Walking and changing maps. A map never changes in place: a checkpoint writes new nodes up to a new root.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -10,6 +11,7 @@ use crate::cache::Leaf;
 use crate::core::Core;
 use crate::format::{BLOCK, BLOCK_LEN, same};
 use crate::head::{Head, Place};
+use crate::leaf::{self, GROUP, LeafMap};
 use crate::node::{Entry, FANOUT, Kind, Node, ROOT_LEVEL, leaves_below, place_of};
 
 /// A node that a checkpoint is to write: fresh blocks, and what they replace.
@@ -28,70 +30,79 @@ impl Core {
         first: u64,
     ) -> Result<Arc<Node>, PoolError> {
         let key = (entry.block, entry.crc);
-        if let Some(node) = self.unwritten().get(&entry.block) {
-            return Ok(node.clone());
-        }
         if let Some(node) = self.nodes.get(key) {
             return Ok(node);
         }
-        let node = Arc::new(self.read_node(entry, level, first)?);
-        // Leaves are kept by disk and number; here they would only push out what leads to them.
-        if level > 0 {
-            self.nodes.get_or(key, || node.clone());
+        let node = self.block_of_map(entry)?;
+        if !node.belongs(level, first) {
+            return Err(misplaced("another node", entry));
         }
+        // Leaves are kept by disk and number; here they would only push out what leads to them.
+        self.nodes.insert_if(key, node.clone(), || true);
         Ok(node)
     }
 
-    fn read_node(&self, entry: Entry, level: u32, first: u64) -> Result<Node, PoolError> {
-        let damaged = |what: &str| PoolError::Damaged {
-            found: format!("{what} in block {} (level {level}, leaf {first})", entry.block),
-        };
+    /// A block of a map, checked against the entry's checksum.
+    fn block_of_map(&self, entry: Entry) -> Result<Arc<Node>, PoolError> {
+        if let Some(node) = self.unwritten().get(&entry.block) {
+            return Ok(node.clone());
+        }
         if entry.kind != Kind::Node || !self.space.holds(entry.block) {
-            return Err(damaged("no node can be"));
+            return Err(misplaced("no node can be", entry));
         }
         let mut bytes = Box::new([0; BLOCK]);
         self.device
             .read_at(ByteOffset::new(entry.block * BLOCK_LEN), &mut bytes[..])
             .map_err(PoolError::device("read"))?;
         if !same(entry.crc, self.sums.node(entry.block, &bytes[..])) {
-            return Err(damaged("a wrong checksum of a node"));
+            return Err(misplaced("a wrong checksum of a node", entry));
         }
-        Node::from_bytes(bytes, level, first).ok_or_else(|| damaged("another node"))
+        Ok(Arc::new(Node::raw(bytes)))
+    }
+
+    /// The leaf an entry of a node of level 1 points at.
+    pub(crate) fn read_leaf(&self, entry: Entry, leaf: u64) -> Result<LeafMap, PoolError> {
+        if entry.is_hole() {
+            return Ok(LeafMap::default());
+        }
+        let found = leaf::decode(&*self.block_of_map(entry)?, leaf);
+        found.ok_or_else(|| misplaced("another leaf", entry))
     }
 
     /// The stored leaf of a map, or one of holes.
-    pub(crate) fn stored_leaf(&self, root: Entry, leaf: u64) -> Result<Node, PoolError> {
+    pub(crate) fn stored_leaf(&self, root: Entry, leaf: u64) -> Result<LeafMap, PoolError> {
         let mut entry = root;
         let mut level = ROOT_LEVEL;
-        while !entry.is_hole() {
+        while level > 0 && !entry.is_hole() {
             let node = self.node(entry, level, leaf - leaf % leaves_below(level))?;
-            if level == 0 {
-                return Ok((*node).clone());
-            }
             entry = node.get(place_of(leaf, level));
             level -= 1;
         }
-        Ok(Node::empty(0, leaf))
+        self.read_leaf(entry, leaf)
     }
 
     /// The leaf of an open disk. The caller may look at it and change it under its lock.
     pub(crate) fn leaf(&self, head: &Head, leaf: u64) -> Result<Arc<Leaf>, PoolError> {
-        let found = self.leaves.get_or((head.id, leaf), Arc::default);
-        if found.node.read().unwrap_or_else(std::sync::PoisonError::into_inner).is_some() {
+        let key = (head.id, leaf);
+        if let Some(found) = self.leaves.get(key) {
             return Ok(found);
         }
-        let mut node = found.node.write().unwrap_or_else(std::sync::PoisonError::into_inner);
-        while node.is_none() {
+        loop {
             let root = head.place().root;
+            let unmoved = || head.place().root == root;
             match self.stored_leaf(root, leaf) {
-                Ok(stored) => *node = Some(stored),
+                // What is in memory already is newer, and stays there until a checkpoint has moved the map.
+                Ok(stored) => {
+                    let fresh = Arc::new(Leaf::holding(stored));
+                    if let Some(leaf) = self.leaves.insert_if(key, fresh, unmoved) {
+                        return Ok(leaf);
+                    }
+                }
                 // A checkpoint may have moved the map while it was walked, and its old nodes be gone.
-                Err(_) if head.place().root != root => {}
+                Err(_) if !unmoved() => {}
                 Err(error) => return Err(error),
             }
         }
-        drop(node);
-        Ok(found)
     }
 
     /// The first leaf from `leaf` on that is stored, in a map.
@@ -142,16 +153,19 @@ impl Core {
         place: &Place,
         at: (u32, u64),
         old: Entry,
-        leaves: &[(u64, Node)],
+        leaves: &[(u64, &LeafMap)],
     ) -> Result<Entry, PoolError> {
         let (level, first) = at;
-        let node = if let (0, [(_, leaf)]) = (level, leaves) {
-            leaf.clone()
+        let mut node = match old.kind {
+            Kind::Hole => Node::empty(level, first),
+            _ => (*self.node(old, level, first)?).clone(),
+        };
+        if level == 1 {
+            let group = |leaf: u64| place_of(leaf, 1) / GROUP;
+            for leaves in leaves.chunk_by(|(a, _), (b, _)| group(*a) == group(*b)) {
+                self.update_group(fresh, place, &mut node, first, leaves)?;
+            }
         } else {
-            let mut node = match old.kind {
-                Kind::Hole => Node::empty(level, first),
-                _ => (*self.node(old, level, first)?).clone(),
-            };
             let step = leaves_below(level - 1);
             for group in leaves.chunk_by(|(a, _), (b, _)| a / step == b / step) {
                 let child = place_of(group[0].0, level);
@@ -159,12 +173,67 @@ impl Core {
                 let entry = self.update(fresh, place, below, node.get(child), group)?;
                 node.set(child, entry);
             }
-            node
-        };
+        }
         if !old.is_hole() && place.owns(first..first + leaves_below(level), old.birth) {
             fresh.replaced.push(old.block);
         }
         if node.is_empty() { Ok(Entry::HOLE) } else { self.place_node(node) }
+    }
+
+    /// Stores changed leaves of a group, and those that share a block with one: together if they fit into one block,
+    /// else each in its own. So the leaves of a block are always replaced together.
+    fn update_group(
+        &self,
+        fresh: &mut Fresh,
+        place: &Place,
+        node: &mut Node,
+        first: u64,
+        changed: &[(u64, &LeafMap)],
+    ) -> Result<(), PoolError> {
+        let start = place_of(changed[0].0, 1) / GROUP * GROUP;
+        let number = |n: usize| first + (start + n) as u64;
+        let mut leaves: [Option<Cow<'_, LeafMap>>; GROUP] = Default::default();
+        for (leaf, map) in changed {
+            leaves[place_of(*leaf, 1) - start] = Some(Cow::Borrowed(map));
+        }
+        let mut replaced = None;
+        for (leaf, _) in changed {
+            let old = node.get(place_of(*leaf, 1));
+            if old.is_hole() || replaced == Some(old) {
+                continue;
+            }
+            replaced = Some(old);
+            for (n, slot) in leaves.iter_mut().enumerate() {
+                if slot.is_none() && start + n < 256 && node.get(start + n) == old {
+                    *slot = Some(Cow::Owned(self.read_leaf(old, number(n))?));
+                }
+            }
+            if place.owns(*leaf..leaf + 1, old.birth) && !fresh.replaced.contains(&old.block) {
+                fresh.replaced.push(old.block);
+            }
+        }
+        let full: [Option<&LeafMap>; GROUP] =
+            std::array::from_fn(|n| leaves[n].as_deref().filter(|leaf| !leaf.is_empty()));
+        let together = leaf::fit(full.iter().flatten().copied());
+        let shared = match together && full.iter().any(Option::is_some) {
+            true => self.place_node(leaf::encode(number(0), full))?,
+            false => Entry::HOLE,
+        };
+        for (n, leaf) in leaves.iter().enumerate() {
+            let entry = match (leaf, full[n]) {
+                (None, _) => continue,
+                (Some(_), None) => Entry::HOLE,
+                _ if together => shared,
+                (_, Some(leaf)) if leaf::fit([leaf].into_iter()) => {
+                    let mut alone = [None; GROUP];
+                    alone[n] = Some(leaf);
+                    self.place_node(leaf::encode(number(0), alone))?
+                }
+                (_, Some(leaf)) => self.place_node(leaf::encode_table(number(n), leaf))?,
+            };
+            node.set(start + n, entry);
+        }
+        Ok(())
     }
 
     fn place_node(&self, node: Node) -> Result<Entry, PoolError> {
@@ -176,7 +245,7 @@ impl Core {
     }
 
     /// Frees what only the `old` map holds: born after `keep`, and not at the same place in `new`. Goes on
-    /// from leaf `cursor` and visits at most `budget` nodes; returns where it stopped, if it did.
+    /// from leaf `cursor` and visits at most `budget` nodes; returns where it stopped, if it did: never within a group.
     pub(crate) fn reclaim(
         &self,
         walk: &mut Reclaim,
@@ -200,8 +269,21 @@ impl Core {
         };
         for (place, entry) in old_node.mapped() {
             let other = new_node.as_ref().map_or(Entry::HOLE, |node| node.get(place));
-            if level == 0 {
-                if entry.birth > walk.keep && entry != other && self.space.holds(entry.block) {
+            if level == 1 {
+                let leaf = first + place as u64;
+                if leaf < walk.cursor || entry == other || entry.birth <= walk.keep {
+                    continue;
+                }
+                if walk.budget == 0 && place.is_multiple_of(GROUP) {
+                    return Ok(Some(leaf));
+                }
+                walk.budget = walk.budget.saturating_sub(1);
+                self.reclaim_leaf(walk, leaf, entry, other)?;
+                let shared = place % GROUP + 1 < GROUP
+                    && (place + 1..256)
+                        .take(GROUP - 1 - place % GROUP)
+                        .any(|n| old_node.get(n) == entry);
+                if !shared {
                     walk.freed.push(entry.block);
                 }
                 continue;
@@ -215,6 +297,23 @@ impl Core {
         Ok(None)
     }
 
+    fn reclaim_leaf(
+        &self,
+        walk: &mut Reclaim,
+        leaf: u64,
+        old: Entry,
+        new: Entry,
+    ) -> Result<(), PoolError> {
+        let old = self.read_leaf(old, leaf)?;
+        let new = self.read_leaf(new, leaf)?;
+        for (place, entry) in old.mapped() {
+            if entry.birth > walk.keep && self.space.holds(entry.block) && entry != new.get(place) {
+                walk.freed.push(entry.block);
+            }
+        }
+        Ok(())
+    }
+
     /// Calls back for every leaf at which two maps differ.
     pub(crate) fn differing(
         &self,
@@ -226,15 +325,15 @@ impl Core {
         if old == new {
             return Ok(());
         }
+        if level == 0 {
+            found(first, &self.read_leaf(old, first)?, &self.read_leaf(new, first)?);
+            return Ok(());
+        }
         let load = |entry: Entry| match entry.kind {
             Kind::Hole => Ok(None),
             _ => self.node(entry, level, first).map(Some),
         };
         let (old, new) = (load(old)?, load(new)?);
-        if level == 0 {
-            found(first, old.as_deref(), new.as_deref());
-            return Ok(());
-        }
         let step = leaves_below(level - 1);
         for place in 0..256_usize {
             let entry = |node: &Option<Arc<Node>>| {
@@ -247,8 +346,12 @@ impl Core {
     }
 }
 
+fn misplaced(what: &str, entry: Entry) -> PoolError {
+    PoolError::Damaged { found: format!("{what} in block {}", entry.block) }
+}
+
 /// What is done with a leaf at which two maps differ: its number, and what each map has.
-pub(crate) type Differ<'a> = dyn FnMut(u64, Option<&Node>, Option<&Node>) + 'a;
+pub(crate) type Differ<'a> = dyn FnMut(u64, &LeafMap, &LeafMap) + 'a;
 
 /// How far a reclaim goes.
 #[derive(Debug)]
@@ -259,16 +362,19 @@ pub(crate) struct Reclaim {
     pub(crate) freed: Vec<u64>,
 }
 
-/// How many nodes it takes to store these leaves.
+/// The most blocks it takes to store these leaves: each may take those along that shared its block.
 pub(crate) fn nodes_for(leaves: &std::collections::BTreeSet<u64>) -> u64 {
     let mut count = 0;
     for level in 0..=ROOT_LEVEL {
-        let step = FANOUT.pow(level);
+        let of = |leaf: &u64| match level {
+            0 => leaf / FANOUT * FANOUT + leaf % FANOUT / GROUP as u64,
+            _ => leaf / FANOUT.pow(level),
+        };
         let mut last = None;
-        for leaf in leaves {
-            if last != Some(leaf / step) {
-                last = Some(leaf / step);
-                count += 1;
+        for group in leaves.iter().map(of) {
+            if last != Some(group) {
+                last = Some(group);
+                count += if level == 0 { GROUP as u64 } else { 1 };
             }
         }
     }
