@@ -92,13 +92,10 @@ pub(super) fn snapshots(pool: &Pool, disk: &str) -> Result<Reply, StoreError> {
 pub(super) fn tree(pool: &Pool) -> Vec<Node> {
     let mut nodes = Vec::new();
     for disk in pool.disks() {
-        let snapshots = pool.snapshots(&disk.name).unwrap_or_default();
-        let mut before: Option<String> = None;
-        for snapshot in snapshots {
-            let name = format!("{}@{}", disk.name, snapshot.name);
+        for snapshot in pool.snapshots(&disk.name).unwrap_or_default() {
             nodes.push(Node {
-                name: name.clone(),
-                origin: before.replace(name),
+                name: format!("{}@{}", disk.name, snapshot.name),
+                origin: snapshot.origin.map(|(disk, snapshot)| format!("{disk}@{snapshot}")),
                 size: snapshot.size.get(),
                 referenced: snapshot.referenced.get(),
                 created: snapshot.created,

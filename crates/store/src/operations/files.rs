@@ -90,10 +90,11 @@ impl Drop for Unfinished<'_> {
     }
 }
 
-/// A name nobody else uses: it is the owner's alone to give them.
+/// A name nobody else uses.
 fn unfinished_name() -> String {
     static NEXT: AtomicU64 = AtomicU64::new(0);
-    format!("{TEMPORARY}import-{}", NEXT.fetch_add(1, Ordering::Relaxed))
+    let process = std::process::id();
+    format!("{TEMPORARY}import-{process}-{}", NEXT.fetch_add(1, Ordering::Relaxed))
 }
 
 pub(super) fn import(
