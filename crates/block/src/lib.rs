@@ -12,9 +12,11 @@ mod read_only;
 #[cfg(feature = "testing")]
 pub mod testing;
 mod units;
+mod zero;
 
 pub use device::{BlockDevice, DeviceError, Extent, ExtentKind, buffers_len, check_range};
 pub use file::{FileDevice, OpenFileError};
 pub use memory::MemoryDevice;
 pub use read_only::{BlockSource, ReadOnly, ZeroDevice, zeros};
 pub use units::{BlockCount, BlockIndex, ByteLen, ByteOffset, ParseSizeError};
+pub use zero::is_zero;
