@@ -7,7 +7,11 @@ mod errno;
 mod exports;
 pub mod fuse;
 pub mod nbd;
+<<<<<<< Updated upstream
 mod pace;
 pub mod vhost_user;
+=======
+pub mod ublk;
+>>>>>>> Stashed changes
 
 pub use exports::{AddExportError, Export, Exports};
