@@ -11,6 +11,7 @@ pub mod kernel;
 pub mod manifest;
 pub mod modules;
 pub mod newc;
+pub mod packages;
 
 #[cfg(test)]
 mod testing;

@@ -14,6 +14,7 @@ mod geometry;
 mod hash;
 mod host_files;
 mod inode;
+mod listed;
 mod mapping;
 mod plan;
 mod scan;

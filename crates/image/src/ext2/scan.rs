@@ -37,15 +37,25 @@ impl Tree {
         // The source itself may be a link; nothing below it is followed.
         let path = fs::canonicalize(path).map_err(unusable)?;
         let mut xattrs = XattrReader::new();
-        let found = xattrs.read(&path, &mut self.notes)?;
-        let kind = std::mem::replace(&mut self.nodes[NodeId::ROOT.index()].kind, Kind::Fifo);
-        self.nodes[NodeId::ROOT.index()] = attributes(&meta, found, kind);
-        let device = meta.dev();
+        let device = self.add_root(&path, &mut xattrs)?;
         let mut ahead = vec![(path, NodeId::ROOT)];
         while let Some((path, folder)) = ahead.pop() {
             self.scan(&path, folder, device, &mut xattrs, &mut ahead)?;
         }
         Ok(())
+    }
+
+    /// Gives the root a directory's attributes, and returns which file system that is on.
+    pub(super) fn add_root(
+        &mut self,
+        path: &Path,
+        xattrs: &mut XattrReader,
+    ) -> Result<u64, Ext2Error> {
+        let meta = fs::metadata(path).map_err(failed("look at", path))?;
+        let found = xattrs.read(path, &mut self.notes)?;
+        let kind = std::mem::replace(&mut self.nodes[NodeId::ROOT.index()].kind, Kind::Fifo);
+        self.nodes[NodeId::ROOT.index()] = attributes(&meta, found, kind);
+        Ok(meta.dev())
     }
 
     /// Adds the entries of one directory; directories among them are left for later.
@@ -64,54 +74,64 @@ impl Tree {
         let mut number = None;
         for entry in entries {
             let (path, name) = (entry.path(), entry.file_name());
-            let name = name.as_bytes();
-            let mut meta = entry.metadata().map_err(failed("look at", &path))?;
-            if meta.is_file() && !self.is_known(&meta) && may_have_holes(&meta) {
-                let nanos = u32::try_from(meta.ctime_nsec()).unwrap_or(0);
-                let since = u64::try_from(meta.ctime()).unwrap_or(0);
-                wait_out(std::time::UNIX_EPOCH + std::time::Duration::new(since, nanos));
-                meta = entry.metadata().map_err(failed("look at", &path))?;
-            }
-            if let Some(id) = self.known(&meta) {
-                self.link(folder, name, id);
-                continue;
-            }
-            let kind = match meta.mode() & host::TYPE {
-                host::DIRECTORY => Kind::Directory(std::collections::BTreeMap::new()),
-                host::SYMLINK => {
-                    let target = fs::read_link(&path).map_err(failed("read", &path))?;
-                    Kind::Symlink(target.as_os_str().as_bytes().into())
-                }
-                host::CHAR_DEVICE => {
-                    Kind::CharDevice(rustix::fs::major(meta.rdev()), rustix::fs::minor(meta.rdev()))
-                }
-                host::BLOCK_DEVICE => Kind::BlockDevice(
-                    rustix::fs::major(meta.rdev()),
-                    rustix::fs::minor(meta.rdev()),
-                ),
-                host::FIFO => Kind::Fifo,
-                SOCKET => Kind::Socket,
-                _ => {
-                    let folder = *number.get_or_insert_with(|| {
-                        let parent = path.parent().unwrap_or(Path::new("/"));
-                        self.host.folder(parent)
-                    });
-                    check_readable(&path, meta.mode())?;
-                    let runs = if may_have_holes(&meta) { Some(runs(&path, &meta)?) } else { None };
-                    let file = self.host.add(folder, name, Stamp::of(&meta));
-                    Kind::File(Data::Host { file, size: meta.len(), runs })
-                }
-            };
-            let is_directory = meta.is_dir();
-            let found = xattrs.read(&path, &mut self.notes)?;
-            let id = self.put(folder, name, attributes(&meta, found, kind));
-            if is_directory && meta.dev() == device {
+            let look = || entry.metadata();
+            let (id, meta) =
+                self.add_entry(&path, (folder, name.as_bytes()), look, &mut number, xattrs)?;
+            if meta.is_dir() && meta.dev() == device {
                 ahead.push((path, id));
-            } else if !is_directory && meta.nlink() > 1 {
-                self.linked.insert(identity(&meta), id);
             }
         }
         Ok(())
+    }
+
+    /// Adds one thing of the host, without what lies in it: a name in a folder. `number` is the host's folder's,
+    /// once it has one.
+    pub(super) fn add_entry(
+        &mut self,
+        path: &Path,
+        (folder, name): (NodeId, &[u8]),
+        look: impl Fn() -> io::Result<Metadata>,
+        number: &mut Option<u32>,
+        xattrs: &mut XattrReader,
+    ) -> Result<(NodeId, Metadata), Ext2Error> {
+        let mut meta = look().map_err(failed("look at", path))?;
+        if meta.is_file() && self.known(&meta).is_none() && may_have_holes(&meta) {
+            let nanos = u32::try_from(meta.ctime_nsec()).unwrap_or(0);
+            let since = u64::try_from(meta.ctime()).unwrap_or(0);
+            wait_out(std::time::UNIX_EPOCH + std::time::Duration::new(since, nanos));
+            meta = look().map_err(failed("look at", path))?;
+        }
+        if let Some(id) = self.known(&meta) {
+            self.link(folder, name, id);
+            return Ok((id, meta));
+        }
+        let device = || (rustix::fs::major(meta.rdev()), rustix::fs::minor(meta.rdev()));
+        let kind = match meta.mode() & host::TYPE {
+            host::DIRECTORY => Kind::Directory(std::collections::BTreeMap::new()),
+            host::SYMLINK => {
+                let target = fs::read_link(path).map_err(failed("read", path))?;
+                Kind::Symlink(target.as_os_str().as_bytes().into())
+            }
+            host::CHAR_DEVICE => Kind::CharDevice(device().0, device().1),
+            host::BLOCK_DEVICE => Kind::BlockDevice(device().0, device().1),
+            host::FIFO => Kind::Fifo,
+            SOCKET => Kind::Socket,
+            _ => {
+                let number = *number.get_or_insert_with(|| {
+                    self.host.folder(path.parent().unwrap_or(Path::new("/")))
+                });
+                check_readable(path, meta.mode())?;
+                let runs = if may_have_holes(&meta) { Some(runs(path, &meta)?) } else { None };
+                let file = self.host.add(number, name, Stamp::of(&meta));
+                Kind::File(Data::Host { file, size: meta.len(), runs })
+            }
+        };
+        let found = xattrs.read(path, &mut self.notes)?;
+        let id = self.put(folder, name, attributes(&meta, found, kind));
+        if !meta.is_dir() && meta.nlink() > 1 {
+            self.linked.insert(identity(&meta), id);
+        }
+        Ok((id, meta))
     }
 
     /// Adds the entries of an inventory. They are root's, were modified at `modified`, and have no
@@ -190,10 +210,6 @@ impl Tree {
         Ok(at)
     }
 
-    fn is_known(&self, meta: &Metadata) -> bool {
-        self.known(meta).is_some()
-    }
-
     /// The node of a file that has another name in the tree already.
     fn known(&self, meta: &Metadata) -> Option<NodeId> {
         if meta.is_dir() || meta.nlink() < 2 {
@@ -267,7 +283,7 @@ fn runs(path: &Path, meta: &Metadata) -> Result<Box<[Run]>, Ext2Error> {
     Ok(runs.into())
 }
 
-fn failed(act: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Ext2Error {
+pub(super) fn failed(act: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Ext2Error {
     move |source| {
         if is_gone(&source) {
             return Ext2Error::Changed { path: path.to_owned() };
@@ -277,13 +293,13 @@ fn failed(act: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Ext2Error
 }
 
 /// Reads extended attributes into buffers of its own.
-struct XattrReader {
+pub(super) struct XattrReader {
     names: Vec<u8>,
     value: Vec<u8>,
 }
 
 impl XattrReader {
-    fn new() -> XattrReader {
+    pub(super) fn new() -> XattrReader {
         XattrReader { names: vec![0; LONGEST_XATTR], value: vec![0; LONGEST_XATTR] }
     }
 
