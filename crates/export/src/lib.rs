@@ -7,11 +7,8 @@ mod errno;
 mod exports;
 pub mod fuse;
 pub mod nbd;
-<<<<<<< Updated upstream
 mod pace;
-pub mod vhost_user;
-=======
 pub mod ublk;
->>>>>>> Stashed changes
+pub mod vhost_user;
 
 pub use exports::{AddExportError, Export, Exports};
