@@ -123,7 +123,7 @@ impl Exports {
     }
 
     /// The disk of exactly this name.
-    pub(crate) fn get(&self, name: &str) -> Option<Export> {
+    pub fn get(&self, name: &str) -> Option<Export> {
         self.0.read().unwrap_or_else(PoisonError::into_inner).get(name).cloned()
     }
 

@@ -1,11 +1,12 @@
 //! Ways to reach a disk, running.
 
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use kiln_block::BlockDevice;
 use kiln_export::nbd::{Address, ListenError, Server};
-use kiln_export::{Export, Exports};
+use kiln_export::{Export, Exports, fuse, vhost_user};
 
 use crate::error::{Refusal, Why};
 use crate::request::{Frontend, Serve, Served};
@@ -17,6 +18,9 @@ const GRACE: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 enum Running {
     Nbd(Server),
+    /// One for each disk.
+    VhostUser(Vec<vhost_user::Server>),
+    Fuse(fuse::Mount),
 }
 
 /// Disks that are served together, until [`end`](Serving::end).
@@ -65,8 +69,13 @@ impl Serving {
     pub(crate) fn resized(&self) {
         for running in self.running().iter() {
             match running {
-                // The protocol tells a size once, when a client comes.
-                Running::Nbd(_) => {}
+                // NBD tells a size once, when a client comes; a file's size is looked up whenever it is asked for.
+                Running::Nbd(_) | Running::Fuse(_) => {}
+                Running::VhostUser(servers) => {
+                    for server in servers {
+                        server.notify_resize();
+                    }
+                }
             }
         }
     }
@@ -76,6 +85,12 @@ impl Serving {
         let running = std::mem::take(&mut *self.running());
         let ends = running.into_iter().map(|running| match running {
             Running::Nbd(server) => server.stop(GRACE) as u64,
+            Running::VhostUser(servers) => {
+                let connected = servers.iter().filter(|server| server.is_connected()).count();
+                servers.into_iter().for_each(vhost_user::Server::stop);
+                connected as u64
+            }
+            Running::Fuse(mount) => u64::from(mount.stop()),
         });
         let cut_off = ends.sum();
         // Nobody's thread keeps a disk open that is not served any more.
@@ -105,22 +120,61 @@ fn start(
         Frontend::Nbd { address, tls: None } => {
             let address: Address =
                 address.parse().map_err(|error| Refusal::of(Why::Request, &error))?;
-            let server = Server::start(&address, exports.clone()).map_err(|error| {
-                let why = match error {
-                    ListenError::Io { .. } => Why::Setup,
-                    _ => Why::Request,
-                };
-                Refusal::of(why, &error)
-            })?;
+            let server = Server::start(&address, exports.clone()).map_err(listening)?;
             let address = server.address().clone();
             let told = disks.iter().map(|(name, ..)| (address.uri(name), address.to_string()));
             let told = told.collect();
             Ok((Running::Nbd(server), told))
         }
-        Frontend::VhostUser { .. } => {
-            Err(Refusal::new(Why::Request, "this Kiln does not offer vhost-user"))
+        Frontend::VhostUser { path, serial } => {
+            let mut servers = Vec::new();
+            let mut told = Vec::new();
+            for (name, ..) in disks {
+                let socket = vhost_user_socket(path, name, disks.len());
+                let serial = serial.as_ref().unwrap_or(name).clone();
+                let options = vhost_user::Options { serial, ..vhost_user::Options::default() };
+                let export = exports.get(name).ok_or_else(|| {
+                    Refusal::new(Why::Request, format!("{name:?} is named twice"))
+                })?;
+                servers
+                    .push(vhost_user::Server::start(&socket, export, options).map_err(listening)?);
+                told.push((socket.display().to_string(), socket.display().to_string()));
+            }
+            Ok((Running::VhostUser(servers), told))
         }
-        Frontend::Fuse { .. } => Err(Refusal::new(Why::Request, "this Kiln does not offer FUSE")),
+        Frontend::Fuse { dir } => {
+            let mount = fuse::Mount::start(dir, exports.clone()).map_err(|error| {
+                let why = match error {
+                    fuse::MountError::InUse { .. } | fuse::MountError::NotEmpty { .. } => {
+                        Why::Request
+                    }
+                    _ => Why::Setup,
+                };
+                Refusal::of(why, &error)
+            })?;
+            let folder = dir.display().to_string();
+            let file = |name: &str| mount.path_of(name).map(|path| path.display().to_string());
+            let told =
+                disks.iter().map(|(name, ..)| (file(name).unwrap_or_default(), folder.clone()));
+            let told = told.collect();
+            Ok((Running::Fuse(mount), told))
+        }
         Frontend::Ublk => Err(Refusal::new(Why::Request, "this Kiln does not offer ublk")),
+    }
+}
+
+fn listening(error: ListenError) -> Refusal {
+    let why = match error {
+        ListenError::Io { .. } => Why::Setup,
+        _ => Why::Request,
+    };
+    Refusal::of(why, &error)
+}
+
+/// The path itself for one disk, unless it is a folder.
+fn vhost_user_socket(path: &Path, name: &str, disks: usize) -> PathBuf {
+    match disks == 1 && !path.is_dir() {
+        true => path.to_owned(),
+        false => path.join(format!("{name}.sock")),
     }
 }
