@@ -18,7 +18,7 @@ use crate::frontends::Serving;
 use crate::measured::{Counters, Measured};
 use crate::name::{Name, TEMPORARY};
 use crate::operations::{self, open, operate};
-use crate::request::{Progress, Reply, Request, Serve, Stop};
+use crate::request::{DiskFigures, Progress, Reply, Request, Serve, Stop};
 
 /// An open pool and its users.
 #[derive(Debug)]
@@ -155,10 +155,17 @@ impl House {
         pool.pid = self.pid;
         pool.uptime = self.opened.elapsed().as_secs();
         pool.connections = self.connections.load(Ordering::Relaxed);
-        let state = self.state();
-        let served = |name: &str| state.served.iter().any(|disk| disk.name == name);
-        let disks = state.counters.iter().map(|(name, at)| at.figures(name, served(name)));
-        Reply::Metrics { pool, disks: disks.collect() }
+        let mut disks: Vec<DiskFigures> = {
+            let state = self.state();
+            let served = |name: &str| state.served.iter().any(|disk| disk.name == name);
+            state.counters.iter().map(|(name, at)| at.figures(name, served(name))).collect()
+        };
+        for disk in &mut disks {
+            // What was removed meanwhile has no size.
+            (disk.size, disk.referenced) =
+                operations::sizes(&self.pool, &disk.name).unwrap_or_default();
+        }
+        Reply::Metrics { pool, disks }
     }
 
     /// What an operation did to names that are known here.

@@ -27,6 +27,7 @@ mod frontends;
 mod house;
 mod lease;
 mod measured;
+pub mod metrics;
 mod name;
 mod operations;
 mod owner;

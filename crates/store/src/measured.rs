@@ -129,6 +129,8 @@ impl Counters {
         crate::request::DiskFigures {
             name: name.to_owned(),
             served,
+            size: 0,
+            referenced: 0,
             read: self.read.figures(),
             write: self.write.figures(),
             discard: self.discard.figures(),

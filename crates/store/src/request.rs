@@ -461,6 +461,14 @@ pub struct PoolFigures {
     pub space: Space,
     /// Memory that maps take.
     pub cached: u64,
+    /// Parts of maps that were found in memory.
+    pub cache_hits: u64,
+    /// Parts of maps that had to be read.
+    pub cache_misses: u64,
+    /// Flushes that were asked for, of disks whose flushes are durable.
+    pub flushes: u64,
+    /// Batches in which they were written to the log.
+    pub batches: u64,
     /// Deleted states whose space is not free yet.
     pub reclaiming: u64,
     /// Syncs of the device.
@@ -483,6 +491,10 @@ pub struct DiskFigures {
     pub name: String,
     /// It is served now.
     pub served: bool,
+    /// How large it looks.
+    pub size: u64,
+    /// How much of it is mapped, its own or shared.
+    pub referenced: u64,
     /// Reads.
     pub read: OperationFigures,
     /// Writes.

@@ -59,7 +59,7 @@ pub enum ListenError {
 
 /// A socket that clients connect to. When it is dropped, its path goes.
 #[derive(Debug)]
-pub(crate) struct Listener {
+pub struct Listener {
     fd: OwnedFd,
     address: Address,
     /// Device and inode of the path as it was made: another server's socket is left alone.
@@ -67,7 +67,9 @@ pub(crate) struct Listener {
 }
 
 impl Listener {
-    pub(crate) fn bind(address: &Address) -> Result<Listener, ListenError> {
+    /// Takes an address, and the path of a socket whose server is dead. The socket is its user's alone, and does not
+    /// wait for clients.
+    pub fn bind(address: &Address) -> Result<Listener, ListenError> {
         address.refuse_other_machines()?;
         match address {
             Address::Unix(path) => bind_unix(path),
@@ -86,12 +88,12 @@ impl Listener {
     }
 
     /// Where clients connect, with the port that was found free.
-    pub(crate) fn address(&self) -> &Address {
+    pub fn address(&self) -> &Address {
         &self.address
     }
 
     /// The next client, if one waits.
-    pub(crate) fn accept(&self) -> io::Result<Option<OwnedFd>> {
+    pub fn accept(&self) -> io::Result<Option<OwnedFd>> {
         match accept_with(&self.fd, SocketFlags::CLOEXEC) {
             Ok(fd) => Ok(Some(fd)),
             // The second is a client that left before it was accepted.

@@ -27,8 +27,7 @@ use std::time::Duration;
 
 pub use address::{Address, ParseAddressError};
 pub use channel::{Channel, Socket};
-pub use listener::ListenError;
-pub(crate) use listener::Listener;
+pub use listener::{ListenError, Listener};
 pub use negotiation::NegotiationError;
 pub use server::Server;
 

@@ -1,4 +1,4 @@
-//! The text exposition format, version 0.0.4. The metrics and their meaning are listed in `docs/disk.md`, which a
+//! The text exposition format, version 0.0.4. The metrics and their meaning are listed in `docs/formats/metrics.md`, which a
 //! test compares with what is written here.
 
 use std::fmt::Write as _;
@@ -37,7 +37,8 @@ pub fn exposition(pool: &PoolFigures, disks: &[DiskFigures]) -> String {
     plain("kiln_pool_map_cache_misses_total", counter, help, pool.cache_misses);
     let help = "Flushes that were asked for, of all disks whose flushes are durable.";
     plain("kiln_pool_flushes_total", counter, help, pool.flushes);
-    let help = "Batches in which flushes were written to the log; fewer than flushes when some share one.";
+    let help =
+        "Batches in which flushes were written to the log; fewer than flushes when some share one.";
     plain("kiln_pool_flush_batches_total", counter, help, pool.batches);
     let help = "Syncs of the pool's file or device.";
     plain("kiln_pool_syncs_total", counter, help, pool.syncs);
@@ -49,7 +50,8 @@ pub fn exposition(pool: &PoolFigures, disks: &[DiskFigures]) -> String {
     plain("kiln_pool_clients", gauge, help, pool.connections);
 
     let shown = told(disks);
-    let help = "Disks that were in use and have no metrics of their own here, because there are too many.";
+    let help =
+        "Disks that were in use and have no metrics of their own here, because there are too many.";
     let left_out = u64::try_from(disks.len() - shown.len()).unwrap_or(u64::MAX);
     plain("kiln_disks_left_out", gauge, help, left_out);
     text.of_disks(&shown);
@@ -71,6 +73,9 @@ fn operations(disk: &DiskFigures) -> [(&'static str, &OperationFigures); 4] {
     let DiskFigures { read, write, discard, flush, .. } = disk;
     [("read", read), ("write", write), ("discard", discard), ("flush", flush)]
 }
+
+/// A metric's name, its help, and where its value is.
+type Family<T> = (&'static str, &'static str, fn(&T) -> u64);
 
 struct Text(String);
 
@@ -101,14 +106,16 @@ impl Text {
     }
 
     fn of_disks(&mut self, disks: &[&DiskFigures]) {
-        let gauges: [(&str, &str, fn(&DiskFigures) -> u64); 3] = [
+        let gauges: [Family<DiskFigures>; 3] = [
             ("kiln_disk_served", "Whether somebody is served with the disk.", |disk| {
                 u64::from(disk.served)
             }),
             ("kiln_disk_size_bytes", "How large the disk looks.", |disk| disk.size),
-            ("kiln_disk_referenced_bytes", "How much of the disk is mapped, its own or shared.", |disk| {
-                disk.referenced
-            }),
+            (
+                "kiln_disk_referenced_bytes",
+                "How much of the disk is mapped, its own or shared.",
+                |disk| disk.referenced,
+            ),
         ];
         for (name, help, of) in gauges {
             self.family(name, "gauge", help);
@@ -116,7 +123,7 @@ impl Text {
                 self.sample(name, &[("disk", &disk.name)], of(disk));
             }
         }
-        let counters: [(&str, &str, fn(&OperationFigures) -> u64); 2] = [
+        let counters: [Family<OperationFigures>; 2] = [
             ("kiln_disk_bytes_total", "Bytes that operations were about.", |of| of.bytes),
             ("kiln_disk_errors_total", "Operations that failed.", |of| of.failed),
         ];
@@ -197,13 +204,20 @@ mod tests {
         let value = |name: &str, labels: &[(&str, &str)]| {
             families.iter().find_map(|family| family.value(name, labels)).unwrap()
         };
-        assert_eq!(value("kiln_pool_size_bytes", &[]), f64::from(1_u32 << 20) * f64::from(1_u32 << 20));
+        assert_eq!(
+            value("kiln_pool_size_bytes", &[]),
+            f64::from(1_u32 << 20) * f64::from(1_u32 << 20)
+        );
         assert_eq!(value("kiln_pool_flushes_total", &[]), 12.0);
         let write = |le: &'static str| [("disk", "base"), ("operation", "write"), ("le", le)];
         let bucket = |le| value("kiln_disk_operation_seconds_bucket", &write(le));
-        assert_eq!([bucket("0.000001024"), bucket("0.000004096"), bucket("0.000008192")], [1.0, 6.0, 8.0]);
+        assert_eq!(
+            [bucket("0.000001024"), bucket("0.000004096"), bucket("0.000008192")],
+            [1.0, 6.0, 8.0]
+        );
         assert_eq!([bucket("17.179869184"), bucket("+Inf")], [8.0, 9.0]);
-        let sum = value("kiln_disk_operation_seconds_sum", &[("disk", hostile), ("operation", "write")]);
+        let sum =
+            value("kiln_disk_operation_seconds_sum", &[("disk", hostile), ("operation", "write")]);
         assert!((sum - 61.000_123_456).abs() < 1e-9, "{sum}");
         for family in &families {
             let total = family.name.ends_with("_total");
@@ -233,12 +247,15 @@ mod tests {
 
     #[test]
     fn the_page_lists_every_metric_and_no_other() {
-        let page = include_str!("../../../../docs/disk.md");
+        let page = include_str!("../../../../docs/formats/metrics.md");
         let listed = page.lines().filter_map(|line| line.strip_prefix("| `kiln_"));
-        let listed: Vec<String> =
-            listed.filter_map(|rest| rest.split_once('`')).map(|(name, _)| format!("kiln_{name}")).collect();
+        let listed: Vec<String> = listed
+            .filter_map(|rest| rest.split_once('`'))
+            .map(|(name, _)| format!("kiln_{name}"))
+            .collect();
         let text = exposition(&PoolFigures::default(), &[busy("x")]);
-        let written: Vec<String> = parse(&text).unwrap().into_iter().map(|family| family.name).collect();
+        let written: Vec<String> =
+            parse(&text).unwrap().into_iter().map(|family| family.name).collect();
         assert_eq!(listed, written);
     }
 }

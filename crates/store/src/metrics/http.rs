@@ -7,9 +7,13 @@ pub(super) const LONGEST: usize = 8 << 10;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Answer {
     /// The metrics; without them where only the head was asked for.
-    Metrics { body: bool },
+    Metrics {
+        body: bool,
+    },
     /// A page that says where they are.
-    Index { body: bool },
+    Index {
+        body: bool,
+    },
     BadRequest,
     /// A page of somebody else's, whose name was made to lead here.
     Forbidden,
@@ -102,7 +106,11 @@ pub(super) fn answer(head: &[u8], on_port: bool) -> Answer {
         _ => return Answer::NotAllowed,
     };
     let path = target.split('?').next().unwrap_or_default();
-    match path.strip_prefix("http://").and_then(|rest| rest.find('/').map(|at| &rest[at..])).unwrap_or(path) {
+    match path
+        .strip_prefix("http://")
+        .and_then(|rest| rest.find('/').map(|at| &rest[at..]))
+        .unwrap_or(path)
+    {
         "/metrics" => Answer::Metrics { body },
         "/" => Answer::Index { body },
         _ => Answer::NotFound,
@@ -117,7 +125,7 @@ fn names_this_machine(host: &str) -> bool {
         None => host.split(':').next().unwrap_or_default(),
     };
     name.eq_ignore_ascii_case("localhost")
-        || name.parse().is_ok_and(|address: std::net::IpAddr| address.is_loopback())
+        || name.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
 }
 
 #[cfg(test)]
@@ -135,7 +143,8 @@ mod tests {
         for host in ["localhost", "LOCALHOST:9", "127.0.0.1:9477", "127.9.9.9", "[::1]:80"] {
             assert_eq!(whole(host), Answer::Metrics { body: true }, "{host}");
         }
-        for host in ["evil.example", "evil.example:9477", "10.0.0.1", "[::2]", "", "127.0.0.1.evil"] {
+        for host in ["evil.example", "evil.example:9477", "10.0.0.1", "[::2]", "", "127.0.0.1.evil"]
+        {
             assert_eq!(whole(host), Answer::Forbidden, "{host}");
         }
         assert_eq!(asked("HEAD /metrics?x=1 HTTP/1.0\r\n\r\n"), Answer::Metrics { body: false });
@@ -167,10 +176,18 @@ mod tests {
 
     #[test]
     fn an_answer_has_the_length_it_says_and_a_head_alone_has_no_body() {
-        let text = String::from_utf8(Answer::Metrics { body: true }.bytes(|| "abc\n".into())).unwrap();
-        assert!(text.contains("Content-Length: 4\r\n") && text.ends_with("\r\n\r\nabc\n"), "{text}");
-        let head = String::from_utf8(Answer::Metrics { body: false }.bytes(|| "abc\n".into())).unwrap();
-        assert!(head.contains("Content-Length: 4\r\n") && head.ends_with("close\r\n\r\n"), "{head}");
+        let text =
+            String::from_utf8(Answer::Metrics { body: true }.bytes(|| "abc\n".into())).unwrap();
+        assert!(
+            text.contains("Content-Length: 4\r\n") && text.ends_with("\r\n\r\nabc\n"),
+            "{text}"
+        );
+        let head =
+            String::from_utf8(Answer::Metrics { body: false }.bytes(|| "abc\n".into())).unwrap();
+        assert!(
+            head.contains("Content-Length: 4\r\n") && head.ends_with("close\r\n\r\n"),
+            "{head}"
+        );
         let refused = String::from_utf8(Answer::NotAllowed.bytes(|| unreachable!())).unwrap();
         assert!(refused.contains("Allow: GET, HEAD\r\n"), "{refused}");
     }

@@ -57,7 +57,12 @@ impl MetricsServer {
             |source| ListenError::Io { act: "listen on", address: address.to_string(), source };
         let (stop, stopped) = UnixStream::pair().map_err(failed)?;
         let on_port = matches!(address, Address::Tcp(_));
-        let house = Arc::new(House { metrics: Box::new(metrics), visit, on_port, inside: AtomicUsize::new(0) });
+        let house = Arc::new(House {
+            metrics: Box::new(metrics),
+            visit,
+            on_port,
+            inside: AtomicUsize::new(0),
+        });
         let thread = std::thread::Builder::new()
             .name("metrics".to_owned())
             .spawn(move || welcome(&listener, &stopped, &house))
@@ -99,10 +104,7 @@ impl Drop for Place {
 
 fn welcome(listener: &Listener, stopped: &UnixStream, house: &Arc<House>) {
     loop {
-        let mut both = [
-            PollFd::new(listener, PollFlags::IN),
-            PollFd::new(stopped, PollFlags::IN),
-        ];
+        let mut both = [PollFd::new(listener, PollFlags::IN), PollFd::new(stopped, PollFlags::IN)];
         match poll(&mut both, None) {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
             Err(_) => return,
@@ -242,6 +244,120 @@ impl Stream {
             match self.read_until(&mut rest, until) {
                 Ok(len) if len > 0 => {}
                 _ => return,
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use super::*;
+
+    /// A short path: that of a unix socket may have 107 bytes.
+    fn place() -> (tempfile::TempDir, Address, PathBuf) {
+        let folder = tempfile::Builder::new().prefix("kiln-metrics").tempdir_in("/tmp").unwrap();
+        let path = folder.path().join("s");
+        (folder, Address::Unix(path.clone()), path)
+    }
+
+    fn told(stream: &mut impl Read) -> String {
+        let mut text = String::new();
+        stream.read_to_string(&mut text).unwrap();
+        text
+    }
+
+    fn asked(path: &PathBuf, request: &str) -> String {
+        let mut stream = UnixStream::connect(path).unwrap();
+        stream.write_all(request.as_bytes()).unwrap();
+        told(&mut stream)
+    }
+
+    const GET: &str = "GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n";
+
+    #[test]
+    fn whoever_asks_on_this_machine_gets_the_metrics_and_the_path_goes_with_the_server() {
+        let (_folder, address, path) = place();
+        let server = MetricsServer::start(&address, || "a 1\n".to_owned()).unwrap();
+        let told_unix = asked(&path, GET);
+        assert!(told_unix.starts_with("HTTP/1.1 200 OK\r\n"), "{told_unix}");
+        assert!(told_unix.contains("\r\nContent-Type: text/plain; version=0.0.4"), "{told_unix}");
+        assert!(told_unix.ends_with("\r\n\r\na 1\n"), "{told_unix}");
+        drop(server);
+        assert!(!path.exists());
+
+        let any = Address::Tcp(([127, 0, 0, 1], 0).into());
+        let server = MetricsServer::start(&any, || "b 2\n".to_owned()).unwrap();
+        let Address::Tcp(found) = server.address() else { panic!("not a port") };
+        let mut stream = TcpStream::connect(found).unwrap();
+        stream
+            .write_all(format!("GET /metrics HTTP/1.1\r\nHost: {found}\r\n\r\n").as_bytes())
+            .unwrap();
+        assert!(told(&mut stream).ends_with("\r\n\r\nb 2\n"));
+        let mut stream = TcpStream::connect(found).unwrap();
+        stream.write_all(GET.replace("localhost", "evil.example").as_bytes()).unwrap();
+        assert!(told(&mut stream).starts_with("HTTP/1.1 403 "));
+    }
+
+    #[test]
+    fn other_machines_are_refused_before_anything_listens() {
+        let everybody = Address::Tcp(([0, 0, 0, 0], 0).into());
+        let error = MetricsServer::start(&everybody, String::new).unwrap_err();
+        assert!(matches!(error, ListenError::Address(_)), "{error}");
+    }
+
+    #[test]
+    fn one_that_dawdles_keeps_nobody_waiting_and_is_hung_up_on() {
+        let (_folder, address, path) = place();
+        let visit = Duration::from_millis(200);
+        let _server =
+            MetricsServer::with_visits_of(visit, &address, || "a 1\n".to_owned()).unwrap();
+        let mut slow = UnixStream::connect(&path).unwrap();
+        slow.write_all(b"GET /metr").unwrap();
+        assert!(asked(&path, GET).ends_with("a 1\n"));
+        assert!(told(&mut slow).starts_with("HTTP/1.1 408 "));
+        // And one that reads nothing is given up: the server ends while it is still there.
+        let (_folder, address, path) = place();
+        let much = || "x".repeat(8 << 20);
+        let server = MetricsServer::with_visits_of(visit, &address, much).unwrap();
+        let mut deaf = UnixStream::connect(&path).unwrap();
+        deaf.write_all(GET.as_bytes()).unwrap();
+        drop(server);
+    }
+
+    #[test]
+    fn a_long_request_is_refused_and_what_is_no_request_is_told_so() {
+        let (_folder, address, path) = place();
+        let _server = MetricsServer::start(&address, || "a 1\n".to_owned()).unwrap();
+        let long =
+            format!("GET /metrics HTTP/1.1\r\nHost: localhost\r\nX: {}", "y".repeat(LONGEST));
+        assert!(asked(&path, &long).starts_with("HTTP/1.1 431 "));
+        assert!(asked(&path, "\x16\x03\x01\r\n\r\n").starts_with("HTTP/1.1 400 "));
+        assert!(asked(&path, "DELETE /metrics HTTP/1.0\r\n\r\n").starts_with("HTTP/1.1 405 "));
+        drop(UnixStream::connect(&path).unwrap());
+        assert!(asked(&path, GET).ends_with("a 1\n"), "one that says nothing harms nobody");
+    }
+
+    #[test]
+    fn one_too_many_is_told_so_and_a_place_that_is_left_is_taken_again() {
+        let (_folder, address, path) = place();
+        let visit = Duration::from_secs(600);
+        let _server =
+            MetricsServer::with_visits_of(visit, &address, || "a 1\n".to_owned()).unwrap();
+        let waiting: Vec<_> = (0..CLIENTS).map(|_| UnixStream::connect(&path).unwrap()).collect();
+        let mut turned_away = UnixStream::connect(&path).unwrap();
+        assert!(told(&mut turned_away).starts_with("HTTP/1.1 503 "));
+        drop(waiting);
+        // Their places become free when the server sees that they left.
+        loop {
+            let mut stream = UnixStream::connect(&path).unwrap();
+            // Fails when it is turned away at once.
+            let _ = stream.write_all(GET.as_bytes());
+            let mut text = String::new();
+            let _ = stream.read_to_string(&mut text);
+            if text.ends_with("a 1\n") {
+                break;
             }
         }
     }

@@ -65,7 +65,8 @@ pub(super) fn parse(text: &str) -> Result<Vec<Family>, String> {
         }
         let family = families.last_mut().ok_or_else(|| wrong("a sample without a family"))?;
         let sample = sample(line).ok_or_else(|| wrong("not a sample"))?;
-        let suffix = sample.name.strip_prefix(&family.name).ok_or_else(|| wrong("another family's"))?;
+        let suffix =
+            sample.name.strip_prefix(&family.name).ok_or_else(|| wrong("another family's"))?;
         let fits = match family.kind {
             Kind::Histogram => ["_bucket", "_sum", "_count"].contains(&suffix),
             Kind::Counter | Kind::Gauge => suffix.is_empty(),
@@ -78,7 +79,10 @@ pub(super) fn parse(text: &str) -> Result<Vec<Family>, String> {
         }
         family.samples.push(sample);
     }
-    families.iter().filter(|family| family.kind == Kind::Histogram).try_for_each(check_histograms)?;
+    families
+        .iter()
+        .filter(|family| family.kind == Kind::Histogram)
+        .try_for_each(check_histograms)?;
     Ok(families)
 }
 
@@ -134,7 +138,8 @@ fn quoted(text: &str) -> Option<(String, &str)> {
 fn check_histograms(family: &Family) -> Result<(), String> {
     let mut at = family.samples.iter().peekable();
     while let Some(first) = at.peek() {
-        let series: Vec<_> = first.labels.iter().filter(|(name, _)| name != "le").cloned().collect();
+        let series: Vec<_> =
+            first.labels.iter().filter(|(name, _)| name != "le").cloned().collect();
         let wrong = |why: &str| format!("{} of {series:?}: {why}", family.name);
         let mut last = (f64::NEG_INFINITY, 0.0);
         while let Some(bucket) = at.next_if(|sample| sample.name.ends_with("_bucket")) {

@@ -115,3 +115,15 @@ pub(crate) fn figures(pool: &Pool) -> PoolFigures {
         ..PoolFigures::default()
     }
 }
+
+/// How large a disk or snapshot looks, and how much of it is mapped; nothing where there is none.
+pub(crate) fn sizes(pool: &Pool, name: &str) -> Option<(u64, u64)> {
+    match name.split_once('@') {
+        None => pool.stat(name).ok().map(|info| (info.size.get(), info.referenced.get())),
+        Some((disk, wanted)) => {
+            let snapshots = pool.snapshots(disk).ok()?;
+            let found = snapshots.iter().find(|snapshot| snapshot.name == wanted)?;
+            Some((found.size.get(), found.referenced.get()))
+        }
+    }
+}
