@@ -26,6 +26,8 @@ const KNOWN_FEATURES: u64 = 0;
 pub(crate) const SUPERBLOCKS: u64 = 4;
 /// Blocks one page of the free map tells about.
 pub(crate) const MAP_BITS: u64 = (BLOCK_LEN - MAP_HEADER as u64) * 8;
+/// Blocks of a pool that does not save on alignment: 64 MiB.
+const ROOMY: u64 = 16384;
 const MAP_HEADER: usize = 32;
 const MAP_MAGIC: [u8; 4] = *b"KPXm";
 /// Blocks are numbered with 40 bits.
@@ -51,14 +53,10 @@ impl Layout {
         let wal_blocks = (wal.get() / BLOCK_LEN).max(1);
         let map_start = wal_start + wal_blocks;
         let map_pages = (limit.get() / BLOCK_LEN).max(blocks).div_ceil(MAP_BITS);
-        Layout {
-            blocks,
-            wal_start,
-            wal_blocks,
-            map_start,
-            map_pages,
-            data_start: map_start + 2 * map_pages,
-        }
+        let map_end = map_start + 2 * map_pages;
+        // Where requests of 64 KiB are aligned, the page cache below keeps each in one piece.
+        let data_start = if blocks < ROOMY { map_end } else { map_end.next_multiple_of(256) };
+        Layout { blocks, wal_start, wal_blocks, map_start, map_pages, data_start }
     }
 
     /// Whether the parts follow each other and lie within the pool.
@@ -68,7 +66,7 @@ impl Layout {
             && self.wal_start == SUPERBLOCKS
             && self.wal_blocks >= 1
             && self.wal_start.checked_add(self.wal_blocks) == Some(self.map_start)
-            && map_end == Some(self.data_start)
+            && map_end.is_some_and(|end| end <= self.data_start)
             && self.data_start < self.blocks
             && self.map_pages >= self.blocks.div_ceil(MAP_BITS)
     }

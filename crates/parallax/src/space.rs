@@ -11,6 +11,11 @@ use crate::format::{Layout, MAP_BITS, index};
 
 const PAGE_WORDS: u64 = MAP_BITS / 64;
 
+/// Blocks of a request that is worth an aligned place: 64 KiB.
+const ALIGNED: u64 = 16;
+/// How many places are looked at for one.
+const ALIGNED_TRIES: usize = 64;
+
 /// A run of blocks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct Run {
@@ -93,6 +98,7 @@ impl Space {
         }
         let start = next_free(&hand.busy, hand.next, self.end)
             .or_else(|| next_free(&hand.busy, self.first, hand.next))?;
+        let start = self.aligned(&hand.busy, start, want).unwrap_or(start);
         let mut len = 0;
         while len < want && start + len < self.end && !bit(&hand.busy, start + len) {
             hand.busy[index((start + len) / 64)] |= 1 << ((start + len) % 64);
@@ -101,6 +107,23 @@ impl Space {
         hand.free -= len;
         hand.next = start + len;
         Some(Run { start, len })
+    }
+
+    /// The next aligned place with room for a long request, if there is one not far from here: the page cache below
+    /// keeps an aligned request in one piece.
+    fn aligned(&self, busy: &[u64], start: u64, want: u64) -> Option<u64> {
+        let mut block = start;
+        for _ in 0..ALIGNED_TRIES {
+            let place = block.next_multiple_of(ALIGNED);
+            if want < ALIGNED || place + ALIGNED > self.end {
+                return None;
+            }
+            if busy[index(place / 64)] >> (place % 64) & ((1 << ALIGNED) - 1) == 0 {
+                return Some(place);
+            }
+            block = next_free(busy, place + ALIGNED, self.end)?;
+        }
+        None
     }
 
     /// Takes back blocks that were handed out and never mapped.
