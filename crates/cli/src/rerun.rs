@@ -41,7 +41,7 @@ pub(crate) fn again(run: &RunSummary, typed: RunArgs) -> Option<RunArgs> {
         args.arguments = typed.arguments;
     }
     args.machine = over(typed.machine, args.machine);
-    args.keep |= typed.keep;
+    args.keep_disks = typed.keep_disks.or(args.keep_disks);
     args.junit = typed.junit;
     args.bisect = typed.bisect;
     args.rerun = None;
@@ -52,6 +52,7 @@ fn over(typed: MachineArgs, recorded: MachineArgs) -> MachineArgs {
     MachineArgs {
         memory: typed.memory.or(recorded.memory),
         cpus: typed.cpus.or(recorded.cpus),
+        machines: typed.machines.or(recorded.machines),
         acceleration: typed.acceleration.or(recorded.acceleration),
         qemu: typed.qemu.or(recorded.qemu),
         boot_timeout: typed.boot_timeout.or(recorded.boot_timeout),
@@ -72,11 +73,13 @@ pub(crate) fn command_line(source: &str, kernel: Option<&str>, args: &RunArgs) -
     option("--kernel", kernel);
     args.target.stages.iter().for_each(|pattern| option("--stage", Some(pattern)));
     option("--timeout", args.timeout.as_deref());
+    option("--keep-disks", args.keep_disks.as_deref());
     for (name, value) in &args.environment {
         option("--env", Some(&format!("{name}={value}")));
     }
     option("--memory", machine.memory.as_deref());
     option("--cpus", machine.cpus.as_deref());
+    option("--machines", machine.machines.as_deref());
     option("--acceleration", machine.acceleration.as_deref());
     option("--qemu", machine.qemu.as_deref());
     option("--boot-timeout", machine.boot_timeout.as_deref());
@@ -84,9 +87,6 @@ pub(crate) fn command_line(source: &str, kernel: Option<&str>, args: &RunArgs) -
     machine.parameters.iter().for_each(|parameter| option("--parameter", Some(parameter)));
     if machine.fast {
         words.push("--fast".to_owned());
-    }
-    if args.keep {
-        words.push("--keep".to_owned());
     }
     if !args.arguments.is_empty() {
         words.push("--".to_owned());
@@ -122,7 +122,10 @@ mod tests {
             "--parameter",
             "x=1",
             "--fast",
-            "--keep",
+            "--machines",
+            "3",
+            "--keep-disks",
+            "always",
             "--",
             "-g",
             "quick",
@@ -136,7 +139,7 @@ mod tests {
             let RunArgs {
                 target,
                 rerun,
-                keep,
+                keep_disks,
                 junit,
                 timeout,
                 environment,
@@ -145,7 +148,7 @@ mod tests {
                 arguments,
             } = args;
             format!(
-                "{:?} {rerun:?} {keep} {junit:?} {timeout:?} {environment:?} {bisect} {machine:?} {arguments:?}",
+                "{:?} {rerun:?} {keep_disks:?} {junit:?} {timeout:?} {environment:?} {bisect} {machine:?} {arguments:?}",
                 target.stages
             )
         };

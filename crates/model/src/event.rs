@@ -112,6 +112,15 @@ pub enum Happening {
         /// Its size in bytes.
         bytes: u64,
     },
+    /// A disk was kept as it was after a stage.
+    DiskKept {
+        /// Which stage.
+        stage: StageName,
+        /// Which disk.
+        serial: String,
+        /// The snapshot in the pool, `NAME@SNAP`.
+        snapshot: String,
+    },
     /// A stage ended.
     StageEnded {
         /// Which.

@@ -11,7 +11,7 @@ use crate::event::KernelIdentity;
 use crate::{RunId, StageName};
 
 /// Version of this schema; a job of another version is refused.
-pub const SCHEMA: u32 = 1;
+pub const SCHEMA: u32 = 2;
 
 /// One job.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -31,6 +31,12 @@ pub struct JobSpec {
     pub initramfs: PathBuf,
     /// The machine.
     pub machine: Machine,
+    /// Where its machines' numbers start, from 1. Jobs that run at the same time share the numbers among them.
+    pub first_machine: u32,
+    /// How far the numbers of its machines are apart; not zero.
+    pub machine_step: u32,
+    /// The pool the disks are in; there if there are disks.
+    pub pool: Option<PathBuf>,
     /// The disks, made afresh for every machine that boots.
     pub disks: Vec<Disk>,
     /// Environment of every stage, in order.
@@ -39,9 +45,9 @@ pub struct JobSpec {
     pub modules: Vec<String>,
     /// The stages, in order.
     pub stages: Vec<Stage>,
-    /// Keep the disks of machines on which a stage did not pass, in the run's folder.
+    /// After which stages the disks are kept as they are then, in the pool.
     #[serde(default)]
-    pub keep_disks: bool,
+    pub keep_disks: KeepDisks,
 }
 
 /// Longest job spec that is read, in bytes; scripts travel inside.
@@ -103,12 +109,21 @@ impl JobSpec {
             if !(1..=20).contains(&disk.serial.len()) || !disk.serial.chars().all(serial) {
                 return Err("a disk's serial is 1 to 20 letters, digits, '-', '_' and '.'");
             }
-            if disk.size == 0 || !disk.size.is_multiple_of(512) || disk.size > 8 << 40 {
-                return Err("a disk's size is a whole number of sectors, at most 8T");
+            if disk.size == 0 || !disk.size.is_multiple_of(4096) || disk.size > 8 << 40 {
+                return Err("a disk's size is a whole number of 4096 bytes, at most 8T");
+            }
+            if disk.base.as_ref().is_some_and(|base| !is_snapshot(base)) {
+                return Err("a disk's base is a snapshot NAME@SNAP");
             }
             if self.disks[..at].iter().any(|other| other.serial == disk.serial) {
                 return Err("two disks have the same serial");
             }
+        }
+        if !self.disks.is_empty() && self.pool.is_none() {
+            return Err("there are disks, but no pool for them");
+        }
+        if self.first_machine == 0 || self.machine_step == 0 {
+            return Err("machines are numbered from 1, in steps");
         }
         for (at, stage) in self.stages.iter().enumerate() {
             if self.stages[..at].iter().any(|other| other.name == stage.name) {
@@ -174,14 +189,72 @@ pub enum AccelerationChoice {
     Tcg,
 }
 
-/// One disk: sparse, empty, found in the guest by its serial.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+/// When the disks of a machine are kept.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum KeepDisks {
+    /// Never.
+    Never,
+    /// After a stage that did not pass.
+    #[default]
+    Failed,
+    /// After every stage.
+    Always,
+}
+
+impl KeepDisks {
+    /// All of them as people write them, in the order of how much is kept.
+    pub const WORDS: &'static [&'static str] = &["never", "failed", "always"];
+
+    /// The one that is written so.
+    pub fn of(word: &str) -> Option<KeepDisks> {
+        match word {
+            "never" => Some(KeepDisks::Never),
+            "failed" => Some(KeepDisks::Failed),
+            "always" => Some(KeepDisks::Always),
+            _ => None,
+        }
+    }
+
+    /// As people write it.
+    pub fn word(self) -> &'static str {
+        match self {
+            KeepDisks::Never => "never",
+            KeepDisks::Failed => "failed",
+            KeepDisks::Always => "always",
+        }
+    }
+}
+
+fn is_snapshot(text: &str) -> bool {
+    text.split_once('@').is_some_and(|(disk, snapshot)| {
+        !disk.is_empty() && !snapshot.is_empty() && !snapshot.contains('@')
+    })
+}
+
+/// How the names of disks begin that runs have kept, before the run's id.
+pub const KEPT: &str = "run:";
+/// The snapshot of a kept disk.
+pub const KEPT_SNAPSHOT: &str = "kept";
+
+/// The disk of the pool that keeps a machine's disk as it was after a stage; its snapshot is [`KEPT_SNAPSHOT`].
+pub fn kept_disk(run: &RunId, stage: &StageName, serial: &str) -> String {
+    // Names in a pool have at most 128 bytes; a serial has 20, so a longest stage name has to give.
+    let stage: String = stage.as_str().chars().take(80).collect();
+    format!("{KEPT}{run}:{stage}:{serial}")
+}
+
+/// One disk of a machine: a clone that goes with the machine, found in the guest by its serial.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Disk {
     /// Up to 20 bytes, unique within the job; `/dev/disk/by-id/virtio-SERIAL` in the guest.
     pub serial: String,
-    /// In bytes.
+    /// In bytes; at least that of its base.
     pub size: u64,
+    /// The snapshot of the pool it starts as, `NAME@SNAP`; without one it is empty.
+    #[serde(default)]
+    pub base: Option<String>,
 }
 
 /// One stage.
@@ -224,13 +297,13 @@ mod tests {
 
     #[test]
     fn a_spec_of_another_schema_is_refused_by_its_number_not_by_its_fields() {
-        let error = JobSpec::parse(r#"{"schema": 2, "moon": true}"#).unwrap_err();
-        assert!(error.to_string().contains("schema 2, this build executes 1"), "{error}");
+        let error = JobSpec::parse(r#"{"schema": 1, "moon": true}"#).unwrap_err();
+        assert!(error.to_string().contains("schema 1, this build executes 2"), "{error}");
     }
 
     #[test]
     fn hostile_specs_are_refused_without_a_panic() {
-        for text in ["", "[]", "null", "{}", "{\"schema\":1}", &"[".repeat(100_000)] {
+        for text in ["", "[]", "null", "{}", "{\"schema\":2}", &"[".repeat(100_000)] {
             assert!(JobSpec::parse(text).is_err());
         }
     }

@@ -7,8 +7,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::event::KernelIdentity;
-use crate::job::{self, JobKernel, JobSpec, Machine};
-use crate::scenario::{Disk, MachineWish, Scenario, Script, Stage, TimeLimit};
+use crate::job::{self, JobKernel, JobSpec, KeepDisks, Machine};
+use crate::scenario::{Disk, MachineCount, MachineWish, Scenario, Script, Stage, TimeLimit};
 use crate::wildcard::matches;
 use crate::{RunId, StageName, scenario};
 
@@ -27,8 +27,8 @@ pub struct Choices {
     pub machine: MachineWish,
     /// Wishes the scenario wins over: user and project configuration.
     pub machine_defaults: MachineWish,
-    /// Keep the disks of stages that did not pass.
-    pub keep_disks: bool,
+    /// When the disks of machines are kept.
+    pub keep_disks: KeepDisks,
 }
 
 /// What a run will do.
@@ -52,8 +52,10 @@ pub struct Plan {
     pub stages: Vec<Stage>,
     /// The stages that were not chosen.
     pub left_out: Vec<StageName>,
-    /// Keep the disks of stages that did not pass.
-    pub keep_disks: bool,
+    /// When the disks of machines are kept.
+    pub keep_disks: KeepDisks,
+    /// How many machines run at once, at most.
+    pub machines: u8,
 }
 
 /// Why there is no plan.
@@ -110,6 +112,10 @@ pub struct JobPlaces {
     pub initramfs: PathBuf,
     /// Kernel modules to load before the first stage.
     pub modules: Vec<String>,
+    /// The pool of the disks.
+    pub pool: Option<PathBuf>,
+    /// The disks, with the snapshots they start as and their sizes, in the plan's order.
+    pub disks: Vec<job::Disk>,
 }
 
 /// Computes what a run will do.
@@ -168,6 +174,7 @@ pub fn plan(
         stages,
         left_out,
         keep_disks: choices.keep_disks,
+        machines: wish.machines.unwrap_or(MachineCount::DEFAULT).get(),
     })
 }
 
@@ -180,13 +187,44 @@ impl Plan {
         })
     }
 
-    /// The plan as one job.
-    pub fn job_spec(&self, places: JobPlaces) -> Result<JobSpec, UnreadScript> {
-        let stages = self.stages.iter().map(job_stage).collect::<Result<Vec<_>, _>>()?;
+    /// The stages as chains that may run beside each other: one begins where a stage wants a machine that
+    /// nobody has used, and keeps its order.
+    pub fn chains(&self) -> Vec<&[Stage]> {
+        let mut begins: Vec<usize> = vec![0];
+        begins.extend((1..self.stages.len()).filter(|at| self.stages[*at].fresh));
+        begins.push(self.stages.len());
+        begins.windows(2).map(|ends| &self.stages[ends[0]..ends[1]]).collect()
+    }
+
+    /// The plan as jobs that run at the same time, one for each machine at most.
+    pub fn job_specs(&self, places: &JobPlaces) -> Result<Vec<JobSpec>, UnreadScript> {
+        let chains = self.chains();
+        let jobs = usize::from(self.machines).clamp(1, chains.len());
+        let mut shares: Vec<Vec<Stage>> = vec![Vec::new(); jobs];
+        for (number, chain) in chains.into_iter().enumerate() {
+            shares[number % jobs].extend_from_slice(chain);
+        }
+        let step = u32::try_from(jobs).unwrap_or(u32::MAX);
+        (1..).zip(&shares).map(|(first, stages)| self.job(places, stages, first, step)).collect()
+    }
+
+    /// The plan as one job, whatever it says about machines.
+    pub fn job_spec(&self, places: &JobPlaces) -> Result<JobSpec, UnreadScript> {
+        self.job(places, &self.stages, 1, 1)
+    }
+
+    fn job(
+        &self,
+        places: &JobPlaces,
+        stages: &[Stage],
+        first_machine: u32,
+        machine_step: u32,
+    ) -> Result<JobSpec, UnreadScript> {
+        let places = places.clone();
         Ok(JobSpec {
             schema: job::SCHEMA,
             run: places.run,
-            job: "job-1".to_owned(),
+            job: format!("job-{first_machine}"),
             folder: places.folder,
             kernel: JobKernel {
                 identity: self.kernel.clone(),
@@ -196,14 +234,13 @@ impl Plan {
             },
             initramfs: places.initramfs,
             machine: self.machine.clone(),
-            disks: self
-                .disks
-                .iter()
-                .map(|disk| job::Disk { serial: disk.serial.clone(), size: disk.size.get() })
-                .collect(),
+            first_machine,
+            machine_step,
+            pool: places.pool,
+            disks: places.disks,
             environment: self.environment.clone(),
             modules: places.modules,
-            stages,
+            stages: stages.iter().map(job_stage).collect::<Result<Vec<_>, _>>()?,
             keep_disks: self.keep_disks,
         })
     }

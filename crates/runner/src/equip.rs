@@ -9,6 +9,7 @@ use kiln_image::kernel::{BootFile, Kernel, KernelCache, KernelError};
 use kiln_image::manifest::{Contents, ManifestSource};
 use kiln_model::RunId;
 use kiln_model::event::{Happening, NoteLevel};
+use kiln_model::job::Disk;
 use kiln_model::plan::JobPlaces;
 
 use crate::load::Loaded;
@@ -112,14 +113,22 @@ impl Equipment {
         std::iter::once(ready).chain(notes).collect()
     }
 
-    /// What a job spec needs of this.
-    pub fn places(&self, run: RunId, folder: PathBuf) -> JobPlaces {
+    /// What a job spec needs of this, beside its disks.
+    pub fn places(
+        &self,
+        run: RunId,
+        folder: PathBuf,
+        pool: Option<PathBuf>,
+        disks: Vec<Disk>,
+    ) -> JobPlaces {
         JobPlaces {
             run,
             folder,
             boot: self.boot.clone(),
             initramfs: self.image.path.clone(),
             modules: self.modules.clone(),
+            pool,
+            disks,
         }
     }
 }

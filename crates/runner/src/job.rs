@@ -44,7 +44,7 @@ struct Execution<'a> {
     sink: &'a mut dyn EventSink,
     stop: &'a StopToken,
     epoch: Instant,
-    machines_made: u32,
+    next_machine: u32,
     failed_boots: u32,
 }
 
@@ -64,7 +64,14 @@ struct Aftermath {
 
 impl<'a> Execution<'a> {
     fn new(spec: &'a JobSpec, sink: &'a mut dyn EventSink, stop: &'a StopToken) -> Execution<'a> {
-        Execution { spec, sink, stop, epoch: Instant::now(), machines_made: 0, failed_boots: 0 }
+        Execution {
+            spec,
+            sink,
+            stop,
+            epoch: Instant::now(),
+            next_machine: spec.first_machine,
+            failed_boots: 0,
+        }
     }
 
     fn all(mut self, machines: &mut dyn Machines) {
@@ -112,8 +119,8 @@ impl<'a> Execution<'a> {
     }
 
     fn boot(&mut self, machines: &mut dyn Machines) -> Result<Live, (u32, Outcome)> {
-        self.machines_made += 1;
-        let number = self.machines_made;
+        let number = self.next_machine;
+        self.next_machine = number.saturating_add(self.spec.machine_step);
         let started = machines.start(number);
         let booted = match started {
             Ok(machine) => {

@@ -8,10 +8,10 @@ mod reader;
 
 use std::ffi::OsString;
 use std::io::{BufRead, BufReader, Read};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
-use std::sync::mpsc::{self, RecvTimeoutError};
-use std::thread;
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, SyncSender};
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use kiln_model::event::{Happening, NoteLevel};
@@ -54,12 +54,12 @@ impl JobProgram {
     }
 }
 
-/// Runs a job to its end and adds it up.
+/// Runs jobs to their ends, all at the same time, and adds them up.
 ///
-/// `opening` is told first: `run-started`, then whatever happened before the job. The spec is written to `job.json` in the
-/// run's folder, which must be there. The last event is always `run-ended`.
+/// `opening` is told first: `run-started`, then whatever happened before the jobs. Their specs are written to the run's folder,
+/// which must be there ([`spec_path`]). The last event is always `run-ended`.
 pub fn run(
-    spec: &JobSpec,
+    specs: &[JobSpec],
     opening: Vec<Happening>,
     program: &JobProgram,
     sink: &mut dyn EventSink,
@@ -69,22 +69,39 @@ pub fn run(
     for event in opening {
         tell(sink, event);
     }
-    let mut reader = JobReader::new(spec.stages.iter().map(|stage| stage.name.clone()));
-    let how = match start(spec, program) {
-        Ok(job) => attend(&job, &mut reader, sink, stop),
-        Err(reason) => reason,
-    };
-    for event in reader.finish(&how, stop.urgency() > Urgency::GoOn) {
-        tell(sink, event);
+    let (send, said) = mpsc::sync_channel(256);
+    let mut jobs = Vec::new();
+    for (number, spec) in specs.iter().enumerate() {
+        let reader = JobReader::new(spec.stages.iter().map(|stage| stage.name.clone()));
+        let how = start(spec, program).map(|job| Attended::new(job, number, send.clone()));
+        jobs.push((reader, how));
     }
-    let verdict = Verdict::of(reader.outcomes());
+    drop(send);
+    attend(&mut jobs, &said, sink, stop);
+    let mut readers = Vec::new();
+    for (mut reader, how) in jobs {
+        let how = how.map_or_else(|reason| reason, Attended::end);
+        for event in reader.finish(&how, stop.urgency() > Urgency::GoOn) {
+            tell(sink, event);
+        }
+        readers.push(reader);
+    }
+    let verdict = Verdict::of(readers.iter().flat_map(JobReader::outcomes));
     let took_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
     tell(sink, Happening::RunEnded { verdict, took_ms });
     verdict
 }
 
+/// Where the spec of a job is kept: `job.json` for the first or only one, `job-2.json` and so on for those beside it.
+pub fn spec_path(folder: &Path, number: u32) -> PathBuf {
+    match number {
+        0 | 1 => folder.join("job.json"),
+        number => folder.join(format!("job-{number}.json")),
+    }
+}
+
 fn start(spec: &JobSpec, program: &JobProgram) -> Result<Tethered, String> {
-    let path = spec.folder.join("job.json");
+    let path = spec_path(&spec.folder, spec.first_machine);
     std::fs::write(&path, spec.to_json())
         .map_err(|e| format!("cannot write {}: {e}", path.display()))?;
     let mut command = Command::new(&program.program);
@@ -100,54 +117,80 @@ enum FromJob {
     End,
 }
 
-/// Passes events on until the job has ended; says how it ended.
+/// A job's process and the threads that read what it says; they end with its pipes, and those with its whole
+/// process group.
+struct Attended {
+    job: Tethered,
+    telling: JoinHandle<()>,
+    complaining: JoinHandle<Vec<u8>>,
+    /// It has said all it will.
+    silent: bool,
+}
+
+impl Attended {
+    fn new(job: Tethered, number: usize, send: SyncSender<(usize, FromJob)>) -> Attended {
+        let stdout = job.take_stdout();
+        let telling = thread::spawn(move || {
+            if let Some(stdout) = stdout {
+                read_lines(BufReader::new(stdout), |line| send.send((number, line)).is_ok());
+            }
+            let _ = send.send((number, FromJob::End));
+        });
+        let stderr = job.take_stderr();
+        let complaining = thread::spawn(move || stderr.map(last_of).unwrap_or_default());
+        Attended { job, telling, complaining, silent: false }
+    }
+
+    /// How it ended.
+    fn end(self) -> String {
+        // Its pipe is closed, so it is gone or about to be; a job that lingers is of no use.
+        let status = self.job.wait(Some(Instant::now() + LAST_GRACE));
+        self.job.kill();
+        let _ = self.telling.join();
+        let complaints = self.complaining.join().unwrap_or_default();
+        describe(status.ok().flatten(), &complaints)
+    }
+}
+
+/// Passes events on until every job has said all.
 fn attend(
-    job: &Tethered,
-    reader: &mut JobReader,
+    jobs: &mut [(JobReader, Result<Attended, String>)],
+    said: &Receiver<(usize, FromJob)>,
     sink: &mut dyn EventSink,
     stop: &StopToken,
-) -> String {
-    let (send, lines) = mpsc::sync_channel(256);
-    let stdout = job.take_stdout();
-    // The threads end with the pipes, and those with the job's whole process group.
-    let telling = thread::spawn(move || {
-        if let Some(stdout) = stdout {
-            read_lines(BufReader::new(stdout), |line| send.send(line).is_ok());
-        }
-        let _ = send.send(FromJob::End);
-    });
-    let stderr = job.take_stderr();
-    let complaining = thread::spawn(move || stderr.map(last_of).unwrap_or_default());
-
+) {
     let mut told = Urgency::GoOn;
     let mut killed_at = None;
-    loop {
-        match lines.recv_timeout(GLANCE) {
-            Ok(FromJob::Line(line)) => reader.line(&line, sink),
-            Ok(FromJob::Overlong) => {
+    let speaks = |job: &Result<Attended, String>| job.as_ref().is_ok_and(|job| !job.silent);
+    while jobs.iter().any(|(_, job)| speaks(job)) {
+        match said.recv_timeout(GLANCE) {
+            Ok((number, FromJob::Line(line))) => jobs[number].0.line(&line, sink),
+            Ok((_, FromJob::Overlong)) => {
                 note(sink, NoteLevel::Warning, "the job printed an endless line")
             }
-            Ok(FromJob::End) | Err(RecvTimeoutError::Disconnected) => break,
+            Ok((number, FromJob::End)) => {
+                if let (_, Ok(job)) = &mut jobs[number] {
+                    job.silent = true;
+                }
+            }
+            Err(RecvTimeoutError::Disconnected) => return,
             Err(RecvTimeoutError::Timeout) => {}
         }
         let urgency = stop.urgency();
-        if told < urgency {
-            told = urgency;
-            // Two interrupts that come together are heard as one, so the second request is another signal.
-            ask(job, if told == Urgency::Kill { Signal::TERM } else { Signal::INT });
-        }
-        if urgency == Urgency::Kill
-            && killed_at.get_or_insert_with(Instant::now).elapsed() > LAST_GRACE
-        {
-            job.kill();
+        let raised = told < urgency;
+        told = told.max(urgency);
+        let overdue = urgency == Urgency::Kill
+            && killed_at.get_or_insert_with(Instant::now).elapsed() > LAST_GRACE;
+        for job in jobs.iter().filter_map(|(_, job)| job.as_ref().ok()).filter(|job| !job.silent) {
+            if raised {
+                // Two interrupts that come together are heard as one, so the second request is another signal.
+                ask(&job.job, if told == Urgency::Kill { Signal::TERM } else { Signal::INT });
+            }
+            if overdue {
+                job.job.kill();
+            }
         }
     }
-    // Its pipe is closed, so it is gone or about to be; a job that lingers is of no use.
-    let status = job.wait(Some(Instant::now() + LAST_GRACE));
-    job.kill();
-    let _ = telling.join();
-    let complaints = complaining.join().unwrap_or_default();
-    describe(status.ok().flatten(), &complaints)
 }
 
 /// Asks the job to stop; what it does then is its own business.

@@ -33,6 +33,10 @@ pub(crate) struct MachineArgs {
     #[arg(long, value_name = "COUNT")]
     pub(crate) cpus: Option<String>,
 
+    /// How many machines run at once, for stages that want fresh ones
+    #[arg(long, value_name = "COUNT")]
+    pub(crate) machines: Option<String>,
+
     /// What executes the guest: auto, kvm or tcg
     #[arg(long, value_name = "KIND")]
     pub(crate) acceleration: Option<String>,
@@ -79,9 +83,12 @@ pub(crate) struct RunArgs {
     #[arg(long, value_name = "RUN", conflicts_with = "scenario", help_heading = "What to test")]
     pub(crate) rerun: Option<String>,
 
-    /// Keep the disks of stages that did not pass, in the run's folder
-    #[arg(long, help_heading = "What to keep")]
-    pub(crate) keep: bool,
+    /// After which stages disks are kept as they are then: never, failed or always
+    ///
+    /// They are kept in the pool (`kiln disk ls`), where they take what was written to them;
+    /// `kiln shell RUN/STAGE` boots clones of them. Those of older runs are removed after some time.
+    #[arg(long, value_name = "WHEN", help_heading = "What to keep")]
+    pub(crate) keep_disks: Option<String>,
 
     /// Also write the results as JUnit XML
     #[arg(long, value_name = "FILE", help_heading = "What to keep")]

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use kiln_image::cache::ForeseenImage;
 use kiln_model::plan::Plan;
+use kiln_model::scenario::{Disk, DiskStart, Making};
 use serde_json::json;
 
 use super::run::DEFAULT_SCENARIO;
@@ -87,7 +88,7 @@ fn lines(plan: &Plan, boot: &str, image: Option<&ForeseenImage>) -> Vec<String> 
         lines.push(format!("          {}", hostile::line(&plan.kernel_parameters.join(" "))));
     }
     for disk in &plan.disks {
-        lines.push(format!("disk      {} {} MiB", disk.serial, disk.size.get() >> 20));
+        lines.push(disk_line(disk));
     }
     for stage in &plan.stages {
         let limit = u64::try_from(stage.timeout.get().as_millis()).unwrap_or(u64::MAX);
@@ -100,6 +101,31 @@ fn lines(plan: &Plan, boot: &str, image: Option<&ForeseenImage>) -> Vec<String> 
     }
     lines.push(format!("longest   {}", rows::seconds(millis(plan.longest()))));
     lines
+}
+
+fn disk_line(disk: &Disk) -> String {
+    let size = disk.size.map_or_else(String::new, |size| format!(" {size}"));
+    let start = match &disk.start {
+        DiskStart::Empty => return format!("disk      {}{size}", disk.serial),
+        start => start_word(start),
+    };
+    format!("disk      {}{size}, a clone of {}", disk.serial, hostile::line(&start))
+}
+
+/// What a disk starts as, in few words.
+fn start_word(start: &DiskStart) -> String {
+    match start {
+        DiskStart::Empty => "nothing".to_owned(),
+        DiskStart::Base { disk, snapshot } => format!("{disk}@{snapshot}"),
+        DiskStart::Image { path } => path.display().to_string(),
+        DiskStart::Made(Making { filesystem: Some(name), prepare: None }) => {
+            format!("an empty {name}, made once")
+        }
+        DiskStart::Made(Making { filesystem: Some(name), .. }) => {
+            format!("a prepared {name}, made once")
+        }
+        DiskStart::Made(_) => "what is prepared once".to_owned(),
+    }
 }
 
 fn image_line(image: &ForeseenImage) -> String {
@@ -123,7 +149,13 @@ fn as_json(plan: &Plan, image: Option<&ForeseenImage>) -> serde_json::Value {
     let disks: Vec<_> = plan
         .disks
         .iter()
-        .map(|disk| json!({"serial": disk.serial, "size": disk.size.get()}))
+        .map(|disk| {
+            json!({
+                "serial": disk.serial,
+                "size": disk.size.map(|size| size.get()),
+                "start": start_word(&disk.start),
+            })
+        })
         .collect();
     json!({
         "schema": 1,

@@ -41,7 +41,7 @@ fn prepare_and_run(mut session: Session, mut args: RunArgs) -> Result<Exit, Fail
         args = again(&session, &given, args)?;
     }
     target::machine_flags(&mut session, &args.machine)?;
-    session.flag("run.keep", args.keep.then_some("true"))?;
+    session.flag("run.keep_disks", args.keep_disks.as_deref())?;
     let name =
         target::lasting_name(args.target.scenario.as_deref().unwrap_or(DEFAULT_SCENARIO), &session);
     let loaded = target::scenario(&name)?;
@@ -132,20 +132,26 @@ impl Prepared<'_> {
         })?;
         let recorder = Recorder::create(&runs_folder(self.session), &id).map_err(from_history)?;
         let folder = recorder.folder().clone();
-        let places = self.equipment.places(id.clone(), folder.path().to_owned());
-        let mut spec = self.plan.job_spec(places)?;
-        let translated = settle_acceleration(&mut spec.machine, Some(self.session.home.cache()))
+        let mut plan = self.plan;
+        let translated = settle_acceleration(&mut plan.machine, Some(self.session.home.cache()))
             .exits(Exit::Setup)?;
+        let places = self.equipment.places(
+            id.clone(),
+            folder.path().to_owned(),
+            Some(target::pool(self.session)),
+            target::disks(&plan.disks)?,
+        );
+        let specs = plan.job_specs(&places)?;
         let started = RunStarted {
             schema: SCHEMA,
             run: id,
             kiln: env!("CARGO_PKG_VERSION").to_owned(),
-            scenario: self.plan.scenario.clone(),
+            scenario: plan.scenario.clone(),
             scenario_source: self.source,
-            kernel: self.plan.kernel.clone(),
-            memory: spec.machine.memory,
-            cpus: spec.machine.cpus,
-            stages: spec.stages.iter().map(|stage| stage.name.clone()).collect(),
+            kernel: plan.kernel.clone(),
+            memory: plan.machine.memory,
+            cpus: plan.machine.cpus,
+            stages: plan.stages.iter().map(|stage| stage.name.clone()).collect(),
             command: self.command,
         };
         let mut opening = vec![Happening::RunStarted(started)];
@@ -154,7 +160,7 @@ impl Prepared<'_> {
         let mut sink =
             Telling { recorder, view, builder: SummaryBuilder::default(), trouble: None, stop };
         let program = JobProgram::this()?;
-        let verdict = local::run(&spec, opening, &program, &mut sink, stop);
+        let verdict = local::run(&specs, opening, &program, &mut sink, stop);
         locked(view).close();
         let summary = sink.builder.finish(&folder, false, Damage::default());
         Ok((verdict, Told { folder, summary, trouble: sink.trouble }))

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use kiln_model::event::{Event, Happening, NoteLevel};
+use kiln_model::job::KeepDisks;
 use kiln_model::plan::{Choices, Plan};
 use kiln_model::protocol::ErrorKind;
 use kiln_model::scenario::Scenario;
@@ -47,7 +48,12 @@ pub(crate) fn shell(mut session: Session, args: &ShellArgs) -> Result<Exit, Fail
         .exits(Exit::Setup)?;
     let id: RunId = run_id::fresh()
         .ok_or_else(|| Failure::new(Exit::Setup, "the clock of this machine is before 1970"))?;
-    let mut spec = plan.job_spec(equipment.places(id, folder.path().to_owned()))?;
+    let mut spec = plan.job_spec(&equipment.places(
+        id,
+        folder.path().to_owned(),
+        Some(target::pool(&session)),
+        target::disks(&plan.disks)?,
+    ))?;
     settle_acceleration(&mut spec.machine, Some(session.home.cache())).exits(Exit::Setup)?;
 
     let view = BootView::new(&kernel.release);
@@ -79,7 +85,8 @@ fn without_stages(scenario: &Scenario, kernel: &KernelIdentity, choices: &Choice
         environment,
         stages: Vec::new(),
         left_out: Vec::new(),
-        keep_disks: false,
+        keep_disks: KeepDisks::Never,
+        machines: 1,
     }
 }
 

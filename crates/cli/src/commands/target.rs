@@ -3,9 +3,9 @@
 use kiln_image::cache::{ForeseenImage, ImageError};
 use kiln_image::kernel::Kernel;
 use kiln_model::event::KernelIdentity;
-use kiln_model::job::{AccelerationChoice, Machine};
+use kiln_model::job::{self, AccelerationChoice, KeepDisks, Machine};
 use kiln_model::plan::{Choices, Plan, PlanError, plan};
-use kiln_model::scenario::{Scenario, TimeLimit};
+use kiln_model::scenario::{Disk, DiskStart, Scenario, TimeLimit};
 use kiln_runner::{EquipError, Equipment, LoadError, Loaded, Stores, equip, foresee, load};
 use kiln_vm::Emulator;
 
@@ -21,6 +21,7 @@ use crate::session::Session;
 pub(crate) fn machine_flags(session: &mut Session, args: &MachineArgs) -> Result<(), Failure> {
     session.flag("vm.memory", args.memory.as_deref())?;
     session.flag("vm.cpus", args.cpus.as_deref())?;
+    session.flag("vm.machines", args.machines.as_deref())?;
     session.flag("vm.acceleration", args.acceleration.as_deref())?;
     session.flag("vm.qemu", args.qemu.as_deref())?;
     session.flag("vm.boot_timeout", args.boot_timeout.as_deref())?;
@@ -55,7 +56,11 @@ pub(crate) fn choices(session: &Session) -> Choices {
     Choices {
         machine: session.config.machine(Side::Above),
         machine_defaults: session.config.machine(Side::Below),
-        keep_disks: session.config.is_on("run.keep"),
+        keep_disks: session
+            .config
+            .text("run.keep_disks")
+            .and_then(KeepDisks::of)
+            .unwrap_or_default(),
         ..Choices::default()
     }
 }
@@ -137,6 +142,22 @@ fn is_full(error: &(dyn std::error::Error + 'static)) -> bool {
     std::iter::successors(Some(error), |error| error.source())
         .filter_map(|error| error.downcast_ref::<std::io::Error>())
         .any(|error| error.kind() == std::io::ErrorKind::StorageFull)
+}
+
+/// The pool that runs take their disks from.
+pub(crate) fn pool(session: &Session) -> std::path::PathBuf {
+    session.home.data().join("disks.pool")
+}
+
+/// The disks of a job.
+pub(crate) fn disks(disks: &[Disk]) -> Result<Vec<job::Disk>, Failure> {
+    let settled = disks.iter().map(|disk| match (&disk.start, disk.size) {
+        (DiskStart::Empty, Some(size)) => {
+            Ok(job::Disk { serial: disk.serial.clone(), size: size.get(), base: None })
+        }
+        _ => Err(Failure::new(Exit::Usage, format!("disk {} is not empty", disk.serial))),
+    });
+    settled.collect()
 }
 
 /// The scenario's name as it will still be right in another folder: paths become absolute.

@@ -1,6 +1,8 @@
 //! Every key of the configuration: its kind, default, variable and flag. `docs/configuration.md`, the JSON
 //! schema and `kiln config show` are drawn from this table.
 
+use kiln_model::job::KeepDisks;
+
 /// What a value may be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
@@ -14,6 +16,8 @@ pub(crate) enum Kind {
     Memory,
     /// Processors of a machine.
     Cpus,
+    /// Machines that run at once.
+    Machines,
     /// `500ms`, `90s`, `2m`, `1h30m`.
     Time,
     /// One of these words.
@@ -32,7 +36,7 @@ impl Kind {
             Kind::Path => "a path".to_owned(),
             Kind::Kernel => "a path or a release".to_owned(),
             Kind::Memory => "a size such as 512M or 2G".to_owned(),
-            Kind::Cpus => "a number from 1 to 64".to_owned(),
+            Kind::Cpus | Kind::Machines => "a number from 1 to 64".to_owned(),
             Kind::Time => "a time such as 90s or 2m".to_owned(),
             Kind::Choice(words) => words.join(", "),
             Kind::Texts => "a list of texts".to_owned(),
@@ -69,12 +73,12 @@ pub(crate) const KEYS: &[Key] = &[
         about: "The kernel to test when no flag names one; without it, the newest fetched one",
     },
     Key {
-        name: "run.keep",
-        kind: Kind::Switch,
-        default: Some("false"),
-        variable: "KILN_KEEP",
-        flag: Some("--keep"),
-        about: "Keep the disks of stages that did not pass",
+        name: "run.keep_disks",
+        kind: Kind::Choice(KeepDisks::WORDS),
+        default: Some("failed"),
+        variable: "KILN_KEEP_DISKS",
+        flag: Some("--keep-disks"),
+        about: "After which stages disks are kept as they are then, for `kiln shell RUN/STAGE`",
     },
     Key {
         name: "vm.memory",
@@ -91,6 +95,14 @@ pub(crate) const KEYS: &[Key] = &[
         variable: "KILN_CPUS",
         flag: Some("--cpus"),
         about: "Number of its processors",
+    },
+    Key {
+        name: "vm.machines",
+        kind: Kind::Machines,
+        default: None,
+        variable: "KILN_MACHINES",
+        flag: Some("--machines"),
+        about: "How many machines run at once, where a scenario has stages that want fresh ones",
     },
     Key {
         name: "vm.acceleration",

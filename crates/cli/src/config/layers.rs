@@ -101,7 +101,7 @@ pub(super) fn read_toml(
 fn from_toml(key: &Key, value: &DeValue<'_>, folder: &Path) -> Result<Value, String> {
     let wrong = || format!("{} is not {}", value.type_str(), key.kind.describe());
     match (key.kind, value) {
-        (Kind::Cpus, DeValue::Integer(number)) => {
+        (Kind::Cpus | Kind::Machines, DeValue::Integer(number)) => {
             let number = u64::from_str_radix(number.as_str(), number.radix());
             Value::from_text(key.kind, &number.map_err(|_| wrong())?.to_string(), folder)
         }

@@ -190,6 +190,7 @@ impl Config {
         MachineWish {
             memory: text("vm.memory").and_then(|text| text.parse().ok()),
             cpus: text("vm.cpus").and_then(|text| text.parse().ok()),
+            machines: text("vm.machines").and_then(|text| text.parse().ok()),
             acceleration: text("vm.acceleration").and_then(|text| text.parse().ok()),
             boot_timeout: text("vm.boot_timeout").and_then(|text| text.parse().ok()),
             hang_timeout: text("vm.hang_timeout").and_then(|text| text.parse().ok()),

@@ -10,7 +10,7 @@ pub(crate) fn schema() -> Value {
     for key in KEYS {
         let Some((table, name)) = key.name.split_once('.') else { continue };
         let mut entry = match key.kind {
-            Kind::Cpus => json!({"type": "integer", "minimum": 1, "maximum": 64}),
+            Kind::Cpus | Kind::Machines => json!({"type": "integer", "minimum": 1, "maximum": 64}),
             Kind::Choice(words) => json!({"enum": words}),
             Kind::Texts => json!({"type": "array", "items": {"type": "string"}}),
             Kind::Switch => json!({"type": "boolean"}),

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use kiln_model::scenario::{CpuCount, MemorySize, TimeLimit, nearest};
+use kiln_model::scenario::{CpuCount, MachineCount, MemorySize, TimeLimit, nearest};
 
 use super::keys::Kind;
 
@@ -26,6 +26,9 @@ impl Value {
         match kind {
             Kind::Memory => text.parse::<MemorySize>().map(|_| whole()).map_err(|e| e.to_string()),
             Kind::Cpus => text.parse::<CpuCount>().map(|_| whole()).map_err(|e| e.to_string()),
+            Kind::Machines => {
+                text.parse::<MachineCount>().map(|_| whole()).map_err(|e| e.to_string())
+            }
             Kind::Time => text.parse::<TimeLimit>().map(|_| whole()).map_err(|e| e.to_string()),
             Kind::Switch => match text {
                 "true" | "1" | "yes" => Ok(Value::Switch(true)),

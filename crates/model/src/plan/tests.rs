@@ -110,13 +110,46 @@ proptest! {
 fn a_job_spec_survives_its_text_form() {
     let plan = planned(&Choices::default()).unwrap();
     let spec = plan
-        .job_spec(JobPlaces {
+        .job_spec(&JobPlaces {
             run: "20261121-142530-7f3a".parse().unwrap(),
             folder: "/runs/1".into(),
             boot: "/cache/vmlinux".into(),
             initramfs: "/cache/initramfs".into(),
             modules: vec!["btrfs".into()],
+            pool: Some("/data/disks.pool".into()),
+            disks: vec![job::Disk {
+                serial: "d".into(),
+                size: 1 << 30,
+                base: Some("golden@v1".into()),
+            }],
         })
         .unwrap();
     assert_eq!(JobSpec::parse(&spec.to_json()).unwrap(), spec);
+}
+
+#[test]
+fn chains_that_begin_with_a_fresh_stage_are_spread_over_the_machines_and_keep_their_order() {
+    let mut text = String::from("name = \"many\"\n[vm]\nmachines = 3\n");
+    for (name, fresh) in [("a", false), ("b", true), ("c", false), ("d", true), ("e", true)] {
+        text += &format!("[[stages]]\nname = {name:?}\nrun = \"true\"\nfresh = {fresh}\n");
+    }
+    let plan = plan(&Scenario::parse(&text).unwrap(), &kernel(), &Choices::default()).unwrap();
+    let places = JobPlaces {
+        run: "20261121-142530-7f3a".parse().unwrap(),
+        folder: "/runs/1".into(),
+        boot: "/cache/vmlinux".into(),
+        initramfs: "/cache/initramfs".into(),
+        modules: vec![],
+        pool: None,
+        disks: vec![],
+    };
+    let jobs = plan.job_specs(&places).unwrap();
+    let shown: Vec<String> = jobs
+        .iter()
+        .map(|job| {
+            let names: Vec<_> = job.stages.iter().map(|stage| stage.name.as_str()).collect();
+            format!("{} {}+{}: {}", job.job, job.first_machine, job.machine_step, names.join(" "))
+        })
+        .collect();
+    assert_eq!(shown, ["job-1 1+3: a e", "job-2 2+3: b c", "job-3 3+3: d"]);
 }

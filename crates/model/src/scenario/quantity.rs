@@ -24,6 +24,10 @@ pub struct DiskSize(ByteLen);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct CpuCount(NonZeroU8);
 
+/// How many machines run at once: 1 to 64.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct MachineCount(NonZeroU8);
+
 /// How long something may take: 1ms to 7d, written `500ms`, `90s`, `10m`, `1h30m`, `2d`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct TimeLimit(Duration);
@@ -101,6 +105,30 @@ impl FromStr for CpuCount {
             _ => {
                 let text: String = text.chars().take(32).collect();
                 Err(QuantityError(format!("{text:?} processors: a machine has 1 to 64")))
+            }
+        }
+    }
+}
+
+impl MachineCount {
+    /// One after the other.
+    pub const DEFAULT: MachineCount = MachineCount(NonZeroU8::MIN);
+
+    /// The count, 1 to 64.
+    pub fn get(self) -> u8 {
+        self.0.get()
+    }
+}
+
+impl FromStr for MachineCount {
+    type Err = QuantityError;
+
+    fn from_str(text: &str) -> Result<MachineCount, QuantityError> {
+        match text.trim().parse::<NonZeroU8>() {
+            Ok(count) if count.get() <= 64 => Ok(MachineCount(count)),
+            _ => {
+                let text: String = text.chars().take(32).collect();
+                Err(QuantityError(format!("{text:?} machines: 1 to 64 run at once")))
             }
         }
     }
@@ -206,6 +234,12 @@ impl fmt::Display for TimeLimit {
 }
 
 impl fmt::Display for MemorySize {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&self.0, f)
+    }
+}
+
+impl fmt::Display for MachineCount {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(&self.0, f)
     }

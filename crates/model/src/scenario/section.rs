@@ -104,6 +104,11 @@ impl<'d, 't> Section<'d, 't> {
         self.document.line(&span)
     }
 
+    /// Line of the table itself.
+    pub(super) fn line(&self) -> usize {
+        self.document.line(&self.span)
+    }
+
     pub(super) fn value_error(&self, key: &str, why: impl Display) -> ScenarioError {
         let problem = Problem::Value { key: self.path(key), why: why.to_string() };
         ScenarioError { line: self.line_of(key), problem }
@@ -161,6 +166,18 @@ impl<'d, 't> Section<'d, 't> {
         i64::from_str_radix(number.as_str(), number.radix())
             .map(Some)
             .map_err(|_| self.value_error(key, "the number is too large"))
+    }
+
+    /// A whole number from 1 to `most`; `rule` says so.
+    pub(super) fn counted(
+        &self,
+        key: &str,
+        most: usize,
+        rule: &str,
+    ) -> Result<Option<usize>, ScenarioError> {
+        let Some(number) = self.integer(key)? else { return Ok(None) };
+        let count = usize::try_from(number).ok().filter(|count| (1..=most).contains(count));
+        count.map(Some).ok_or_else(|| self.value_error(key, rule))
     }
 
     pub(super) fn boolean(&self, key: &str) -> Result<Option<bool>, ScenarioError> {

@@ -7,10 +7,11 @@ use super::error::{Problem, ScenarioError};
 use super::quantity::TimeLimit;
 use super::section::Section;
 use super::{MAX_STAGES, nearest};
-use crate::StageName;
+use crate::{NameError, StageName};
 
 const KEYS: &[&str] = &[
     "name",
+    "count",
     "script",
     "run",
     "arguments",
@@ -69,13 +70,30 @@ pub(super) fn read_stages(root: &Section<'_, '_>) -> Result<Vec<Stage>, Scenario
     for section in sections {
         let stage = read_stage(&section)?;
         let line = section.line_of("name");
-        if let Some(first) = first_seen.insert(stage.name.clone(), line) {
-            let what = format!("stage name {:?}", stage.name.as_str());
-            return Err(ScenarioError { line, problem: Problem::Duplicate { what, first } });
+        for stage in counted_out(&section, stage)? {
+            if let Some(first) = first_seen.insert(stage.name.clone(), line) {
+                let what = format!("stage name {:?}", stage.name.as_str());
+                return Err(ScenarioError { line, problem: Problem::Duplicate { what, first } });
+            }
+            stages.push(stage);
         }
-        stages.push(stage);
+        if stages.len() > MAX_STAGES {
+            return Err(section.value_error("count", format!("at most {MAX_STAGES} stages")));
+        }
     }
     Ok(stages)
+}
+
+/// `count = 8` makes eight, numbered behind their name.
+fn counted_out(section: &Section<'_, '_>, stage: Stage) -> Result<Vec<Stage>, ScenarioError> {
+    let rule = format!("a scenario has 1 to {MAX_STAGES} stages");
+    let Some(count) = section.counted("count", MAX_STAGES, &rule)? else { return Ok(vec![stage]) };
+    let numbered = |number: usize| {
+        let name = format!("{}{number}", stage.name).parse();
+        let name = name.map_err(|error: NameError| section.value_error("name", error))?;
+        Ok(Stage { name, ..stage.clone() })
+    };
+    (1..=count).map(numbered).collect()
 }
 
 fn read_stage(section: &Section<'_, '_>) -> Result<Stage, ScenarioError> {

@@ -53,7 +53,7 @@ run = "ls /"
 fn a_whole_scenario_reads_as_it_is_meant() {
     let scenario = Scenario::parse(WHOLE).unwrap();
     let disks: Vec<_> =
-        scenario.disks.iter().map(|d| (d.serial.as_str(), d.size.to_string())).collect();
+        scenario.disks.iter().map(|d| (d.serial.as_str(), d.size.unwrap().to_string())).collect();
     assert_eq!(disks, [("raid1", "512M".into()), ("raid2", "512M".into()), ("log", "1G".into())]);
     assert_eq!(scenario.machine.fast, Some(true));
     assert_eq!(scenario.machine.settle().memory, 768 << 20);
@@ -63,6 +63,44 @@ fn a_whole_scenario_reads_as_it_is_meant() {
         Script::File { path: "raid/prepare.sh".into(), line: 33 }
     );
     assert_eq!(scenario.stages[1].script, Script::Text("ls /".into()));
+}
+
+#[test]
+fn a_disk_starts_as_a_snapshot_an_image_or_what_is_made_once() {
+    let text = r#"
+name = "starts"
+[[disks]]
+serial = "golden"
+base = "golden@v1"
+[[disks]]
+serial = "grown"
+image = "images/data.qcow2"
+size = "8G"
+[[disks]]
+serial = "made"
+count = 2
+size = "256M"
+filesystem = "ext4"
+prepare = "echo hello >greeting"
+"#;
+    let disks = Scenario::parse(text).unwrap().disks;
+    let base = DiskStart::Base { disk: "golden".into(), snapshot: "v1".into() };
+    assert_eq!((&disks[0].start, disks[0].size), (&base, None));
+    assert_eq!(disks[1].start, DiskStart::Image { path: "images/data.qcow2".into() });
+    let making =
+        Making { filesystem: Some("ext4".into()), prepare: Some("echo hello >greeting".into()) };
+    assert_eq!(disks[2].start, DiskStart::Made(making));
+    assert_eq!((disks[2].start == disks[3].start, disks[2].line, disks[3].line), (true, 10, 10));
+}
+
+#[test]
+fn a_stage_with_a_count_is_that_many_stages() {
+    let text =
+        "name = \"x\"\n[[stages]]\nname = \"clone\"\ncount = 3\nrun = \"true\"\nfresh = true";
+    let stages = Scenario::parse(text).unwrap().stages;
+    let names: Vec<_> = stages.iter().map(|stage| stage.name.as_str()).collect();
+    assert_eq!(names, ["clone1", "clone2", "clone3"]);
+    assert!(stages.iter().all(|stage| stage.fresh));
 }
 
 #[test]
@@ -107,6 +145,7 @@ fn every_refusal_names_its_line_and_the_cure() {
         vm("memory = \"5T\""),
         vm("cpus = 0"),
         vm("cpus = \"many\""),
+        vm("machines = 65"),
         vm("acceleration = \"tgc\""),
         vm("boot_timeout = \"90\""),
         vm("kernel_parameters = [\"a b\"]"),
@@ -118,12 +157,22 @@ fn every_refusal_names_its_line_and_the_cure() {
         disk("size = \"1G\"\nserial = \"a,b\""),
         disk("size = \"1G\"\nserial = \"aaaaaaaaaaaaaaaaaaaa\"\ncount = 2"),
         disk("size = \"1G\"\n[[disks]]\nsize = \"1G\""),
+        disk("filesystem = \"ext4\""),
+        disk("base = \"golden\""),
+        disk("base = \"golden@v1\"\nimage = \"a.qcow2\""),
+        disk("base = \"golden@v1\"\nprepare = \"true\""),
+        disk("image = \"\""),
+        disk("size = \"1G\"\nfilesystem = \"ext4 -j\""),
+        disk("size = \"1G\"\nprepare = \" \""),
+        disk("imgae = \"a.raw\""),
         stage("[[stages]]\nname = \"s\"\nrun = \"true\""),
         stage("script = \"s.sh\""),
         stage("timeout = \"0s\""),
         stage("artifacts = [\"logs\"]"),
         stage("completion_file = \"/a/../b\""),
         stage("time_out = \"1s\""),
+        stage("count = 0"),
+        stage("count = 2\n[[stages]]\nname = \"s2\"\nrun = \"true\""),
         refusal("name = \"x\"\n[[stages]]\nname = \"s\""),
         refusal("name = \"x\"\n[[stages]]\nname = \"a/b\"\nrun = \"true\""),
     ];

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use super::quantity::{CpuCount, MemorySize, TimeLimit};
+use super::quantity::{CpuCount, MachineCount, MemorySize, TimeLimit};
 use super::section::Section;
 use super::{ScenarioError, nearest};
 use crate::job::{AccelerationChoice, Machine};
@@ -11,6 +11,7 @@ use crate::job::{AccelerationChoice, Machine};
 pub(super) const KEYS: &[&str] = &[
     "memory",
     "cpus",
+    "machines",
     "acceleration",
     "boot_timeout",
     "hang_timeout",
@@ -30,6 +31,8 @@ pub struct MachineWish {
     pub memory: Option<MemorySize>,
     /// Its processors.
     pub cpus: Option<CpuCount>,
+    /// How many of them at once.
+    pub machines: Option<MachineCount>,
     /// What executes it.
     pub acceleration: Option<AccelerationChoice>,
     /// How long a boot may take.
@@ -54,6 +57,7 @@ impl MachineWish {
         Ok(MachineWish {
             memory: section.parsed("memory")?,
             cpus: section.parsed("cpus")?,
+            machines: section.parsed("machines")?,
             acceleration: section.parsed("acceleration")?,
             boot_timeout: section.parsed("boot_timeout")?,
             hang_timeout: section.parsed("hang_timeout")?,
@@ -69,6 +73,7 @@ impl MachineWish {
         MachineWish {
             memory: self.memory.or(below.memory),
             cpus: self.cpus.or(below.cpus),
+            machines: self.machines.or(below.machines),
             acceleration: self.acceleration.or(below.acceleration),
             boot_timeout: self.boot_timeout.or(below.boot_timeout),
             hang_timeout: self.hang_timeout.or(below.hang_timeout),

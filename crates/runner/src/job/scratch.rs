@@ -116,8 +116,8 @@ mod tests {
 
     fn disks() -> Vec<Disk> {
         vec![
-            Disk { serial: "a1".into(), size: 64 << 20 },
-            Disk { serial: "a2".into(), size: 1 << 20 },
+            Disk { serial: "a1".into(), size: 64 << 20, base: None },
+            Disk { serial: "a2".into(), size: 1 << 20, base: None },
         ]
     }
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 use kiln_model::StageName;
 use kiln_model::event::{Happening, OutputSource};
 use kiln_model::hostile;
-use kiln_model::job::{Stage, Suite};
+use kiln_model::job::{KeepDisks, Stage, Suite};
 use kiln_model::outcome::Outcome;
 
 use super::flood::{BUDGET, Flood};
@@ -472,7 +472,12 @@ impl<'r, 'a> StageRun<'r, 'a> {
 
     /// Keeps the disks of a stage that did not pass, where that was asked for. Says whether it did.
     fn keep_disks(&mut self, outcome: &Outcome) -> bool {
-        if !self.job.spec.keep_disks || self.job.spec.disks.is_empty() || !worth_keeping(outcome) {
+        let wanted = match self.job.spec.keep_disks {
+            KeepDisks::Never => false,
+            KeepDisks::Failed => worth_keeping(outcome),
+            KeepDisks::Always => true,
+        };
+        if !wanted || self.job.spec.disks.is_empty() {
             return false;
         }
         let stage = self.stage.name.clone();

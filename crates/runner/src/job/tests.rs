@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 use kiln_model::event::{Acceleration, Event, KernelIdentity};
-use kiln_model::job::{self, AccelerationChoice, JobKernel, Machine as Shape, Suite};
+use kiln_model::job::{self, AccelerationChoice, JobKernel, KeepDisks, Machine as Shape, Suite};
 use kiln_model::splat::{Splat, SplatKind};
 
 use super::machine::{Pulled, Saved};
@@ -183,11 +183,14 @@ fn spec(folder: &Path, stages: Vec<Stage>) -> JobSpec {
             hang_timeout_ms: 300,
             qemu: None,
         },
-        disks: vec![job::Disk { serial: "d".into(), size: 1 << 20 }],
+        first_machine: 1,
+        machine_step: 1,
+        pool: Some("/p".into()),
+        disks: vec![job::Disk { serial: "d".into(), size: 1 << 20, base: None }],
         environment: vec![],
         modules: vec![],
         stages,
-        keep_disks: false,
+        keep_disks: KeepDisks::Never,
     }
 }
 
@@ -510,7 +513,7 @@ fn a_flood_of_output_is_bounded_and_said() {
 #[test]
 fn disks_of_a_stage_that_did_not_pass_are_kept_where_that_was_asked_for() {
     let told = play_with(
-        |spec| spec.keep_disks = true,
+        |spec| spec.keep_disks = KeepDisks::Failed,
         ["passes", "fails", "next"].map(stage).to_vec(),
         vec![
             Ok(vec![ready(), Act::AwaitLaunch, exit(0), Act::AwaitLaunch, exit(1)]),

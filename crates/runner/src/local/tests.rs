@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use kiln_model::event::{Event, KernelIdentity};
-use kiln_model::job::{self, AccelerationChoice, JobKernel, Machine, Stage, Suite};
+use kiln_model::job::{self, AccelerationChoice, JobKernel, KeepDisks, Machine, Stage, Suite};
 use kiln_model::outcome::Outcome;
 
 use super::*;
@@ -37,11 +37,14 @@ fn spec(folder: &Path) -> JobSpec {
             hang_timeout_ms: 1000,
             qemu: None,
         },
+        first_machine: 1,
+        machine_step: 1,
+        pool: None,
         disks: vec![],
         environment: vec![],
         modules: vec![],
         stages: vec![stage("a"), stage("b")],
-        keep_disks: false,
+        keep_disks: KeepDisks::Never,
     }
 }
 
@@ -78,7 +81,7 @@ fn run_script_until(
         }
         told.push(line);
     };
-    let verdict = run(&spec(folder.path()), Vec::new(), &program, &mut sink, stop);
+    let verdict = run(&[spec(folder.path())], Vec::new(), &program, &mut sink, stop);
     (verdict, told)
 }
 
@@ -116,7 +119,7 @@ fn a_job_that_cannot_start_says_so_for_every_stage() {
             reasons.push(reason);
         }
     };
-    run(&spec(folder.path()), Vec::new(), &program, &mut sink, &StopToken::new());
+    run(&[spec(folder.path())], Vec::new(), &program, &mut sink, &StopToken::new());
     assert_eq!(reasons.len(), 2);
     assert!(reasons[0].contains("cannot start /nowhere/kiln"), "{reasons:?}");
 }

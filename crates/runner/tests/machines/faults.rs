@@ -4,6 +4,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use kiln_model::event::{Happening, NoteLevel};
+use kiln_model::job::KeepDisks;
 use kiln_runner::StopToken;
 use kiln_runner::shell::{Shell, ShellEvent};
 
@@ -137,7 +138,7 @@ run = "#!/opt/tongues\nanything"
     );
     let room = Room::new();
     let mut spec = room.job(&room.load(&scenario));
-    spec.keep_disks = true;
+    spec.keep_disks = KeepDisks::Failed;
     let told = room.execute(&spec, &StopToken::new());
     told.expect(&[
         "floods: passed",

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use kiln_image::cache::{GuestExecutable, ImageStore};
 use kiln_image::kernel::{Host, Kernel, KernelCache, find};
 use kiln_model::event::{Event, Happening};
-use kiln_model::job::{AccelerationChoice, JobSpec};
+use kiln_model::job::{AccelerationChoice, Disk, JobSpec};
 use kiln_model::plan::{Choices, plan};
 use kiln_model::scenario::MachineWish;
 use kiln_model::testing::guest_executable;
@@ -48,7 +48,14 @@ impl Room {
         let run = "20261121-142530-7f3a".parse().unwrap();
         let folder = self.folder.path().join("run");
         std::fs::create_dir_all(&folder).unwrap();
-        plan.job_spec(equipment.places(run, folder)).unwrap()
+        let pool = self.folder.path().join("disks.pool");
+        let empty = |disk: &kiln_model::scenario::Disk| Disk {
+            serial: disk.serial.clone(),
+            size: disk.size.unwrap().get(),
+            base: None,
+        };
+        let disks = plan.disks.iter().map(empty).collect();
+        plan.job_spec(&equipment.places(run, folder, Some(pool), disks)).unwrap()
     }
 
     /// A scenario's text, loaded.
