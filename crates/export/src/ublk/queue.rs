@@ -101,6 +101,10 @@ impl Queue<'_> {
         let failed = |error: DeviceError| errno_of(&error);
         let broken = |error: io::Error| error.raw_os_error().unwrap_or(Errno::IO.raw_os_error());
         let invalid = || Errno::INVAL.raw_os_error();
+        if request.operation == Operation::Flush {
+            // Where it starts means nothing, and is no sector either.
+            return self.device.flush().map(|()| 0).map_err(failed);
+        }
         let at = request.start.checked_mul(SECTOR).map(ByteOffset::new).ok_or_else(invalid)?;
         let len = ByteLen::new(u64::from(request.sectors) * SECTOR);
         let count = len.to_usize().unwrap_or(usize::MAX);
@@ -118,10 +122,6 @@ impl Queue<'_> {
                 self.device.write_at(at, memory).map_err(failed)?;
                 count
             }
-            Operation::Flush => {
-                self.device.flush().map_err(failed)?;
-                0
-            }
             Operation::Discard => {
                 self.device.discard(at, len).map_err(failed)?;
                 0
@@ -130,7 +130,7 @@ impl Queue<'_> {
                 self.device.write_zeroes(at, len, request.keep_allocated).map_err(failed)?;
                 0
             }
-            Operation::Unknown(_) => return Err(Errno::OPNOTSUPP.raw_os_error()),
+            Operation::Flush | Operation::Unknown(_) => return Err(Errno::OPNOTSUPP.raw_os_error()),
         };
         if request.fua && matches!(request.operation, Operation::Write | Operation::WriteZeroes) {
             self.device.flush().map_err(failed)?;
