@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use kiln_block::BlockDevice;
 use kiln_export::nbd::{Address, ListenError, Server};
-use kiln_export::{Export, Exports, fuse, vhost_user};
+use kiln_export::{Export, Exports, fuse, ublk, vhost_user};
 
 use crate::error::{Refusal, Why};
 use crate::request::{Frontend, Serve, Served};
@@ -21,6 +21,8 @@ enum Running {
     /// One for each disk.
     VhostUser(Vec<vhost_user::Server>),
     Fuse(fuse::Mount),
+    /// One for each disk.
+    Ublk(Vec<ublk::Device>),
 }
 
 /// Disks that are served together, until [`end`](Serving::end).
@@ -70,7 +72,8 @@ impl Serving {
         for running in self.running().iter() {
             match running {
                 // NBD tells a size once, when a client comes; a file's size is looked up whenever it is asked for.
-                Running::Nbd(_) | Running::Fuse(_) => {}
+                // A block device stays as large as it was made.
+                Running::Nbd(_) | Running::Fuse(_) | Running::Ublk(_) => {}
                 Running::VhostUser(servers) => {
                     for server in servers {
                         server.notify_resize();
@@ -91,6 +94,10 @@ impl Serving {
                 connected as u64
             }
             Running::Fuse(mount) => u64::from(mount.stop()),
+            Running::Ublk(devices) => {
+                devices.into_iter().for_each(ublk::Device::stop);
+                0
+            }
         });
         let cut_off = ends.sum();
         // Nobody's thread keeps a disk open that is not served any more.
@@ -159,7 +166,21 @@ fn start(
             let told = told.collect();
             Ok((Running::Fuse(mount), told))
         }
-        Frontend::Ublk => Err(Refusal::new(Why::Request, "this Kiln does not offer ublk")),
+        Frontend::Ublk => {
+            let mut devices = Vec::new();
+            let mut told = Vec::new();
+            for (name, ..) in disks {
+                let export = exports.get(name).ok_or_else(|| {
+                    Refusal::new(Why::Request, format!("{name:?} is named twice"))
+                })?;
+                let device = ublk::Device::start(&export)
+                    .map_err(|error| Refusal::of(Why::Setup, &error))?;
+                let path = device.path().display().to_string();
+                told.push((path.clone(), path));
+                devices.push(device);
+            }
+            Ok((Running::Ublk(devices), told))
+        }
     }
 }
 
