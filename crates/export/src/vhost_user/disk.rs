@@ -61,6 +61,8 @@ pub(crate) struct Done {
     written: u32,
     /// It is done once the disk was flushed.
     pub(crate) needs_flush: bool,
+    /// It changed the disk.
+    pub(crate) wrote: bool,
 }
 
 impl Memory {
@@ -166,10 +168,21 @@ impl Disk {
         durable: bool,
     ) -> Done {
         let Some((status_at, room)) = split_status(chain.writable()) else {
-            return Done { status_at: None, status: 0, written: 0, needs_flush: false };
+            return Done {
+                status_at: None,
+                status: 0,
+                written: 0,
+                needs_flush: false,
+                wrote: false,
+            };
         };
-        let mut done =
-            Done { status_at: Some(status_at), status: 0, written: 0, needs_flush: false };
+        let mut done = Done {
+            status_at: Some(status_at),
+            status: 0,
+            written: 0,
+            needs_flush: false,
+            wrote: false,
+        };
         let mut request = Request { chain, memory, buffer, room, done: &mut done };
         let result = self.request(&mut request, durable);
         let status = match result {
@@ -191,6 +204,12 @@ impl Disk {
         result.is_ok()
     }
 
+    /// Makes what was written outlive this process: the guest does, and connects to the next one.
+    pub(crate) fn settle(&self) {
+        // After a failure the disk refuses whatever comes next, so the guest hears of it.
+        let _ = self.export.device().settle();
+    }
+
     fn request(&self, request: &mut Request<'_>, durable: bool) -> Result<(), Refused> {
         let header = request.header().ok_or(Refused::Error)?;
         match header.kind {
@@ -205,6 +224,7 @@ impl Disk {
                 let result = self.write(request, header.sector);
                 self.writes.note(started.elapsed());
                 request.done.needs_flush = durable;
+                request.done.wrote = true;
                 result
             }
             VIRTIO_BLK_T_FLUSH => {
@@ -218,6 +238,7 @@ impl Disk {
             }
             VIRTIO_BLK_T_DISCARD | VIRTIO_BLK_T_WRITE_ZEROES => {
                 self.refuse_when_read_only()?;
+                request.done.wrote = true;
                 self.clear(request, header.kind == VIRTIO_BLK_T_DISCARD)?;
                 request.done.needs_flush = durable;
                 Ok(())
@@ -308,7 +329,7 @@ impl Disk {
 impl Done {
     /// What a chain gets that cannot be understood: nothing but its way back.
     pub(crate) fn malformed() -> Done {
-        Done { status_at: None, status: 0, written: 0, needs_flush: false }
+        Done { status_at: None, status: 0, written: 0, needs_flush: false, wrote: false }
     }
 
     /// Tells the guest how it went, and returns how much was written for the used ring.

@@ -161,6 +161,7 @@ impl Engine {
                     Ok(()) => self.disk.carry_out(&chain, &self.memory, &mut buffer, durable),
                     Err(_) => Done::malformed(),
                 };
+                work.unsettled |= done.wrote;
                 if done.needs_flush {
                     work.unflushed.push((head, done));
                     continue;
@@ -189,6 +190,9 @@ impl Engine {
 
     fn give_back(&self, work: &mut Work) {
         work.bytes = 0;
+        if std::mem::take(&mut work.unsettled) {
+            self.disk.settle();
+        }
         if !work.finished.is_empty() {
             self.ring().give_back(&work.finished);
             work.finished.clear();
@@ -256,4 +260,6 @@ struct Work {
     finished: Vec<(u16, u32)>,
     unflushed: Vec<(u16, Done)>,
     bytes: u64,
+    /// Something was written that a kill of this process could still undo.
+    unsettled: bool,
 }
