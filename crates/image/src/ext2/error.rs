@@ -24,6 +24,9 @@ pub enum Ext2Error {
         /// Which.
         path: PathBuf,
     },
+    /// An archive cannot be used.
+    #[error(transparent)]
+    Archive(#[from] crate::archive::ArchiveError),
     /// Something is in the place of a directory, or the other way round.
     #[error("{path} is not a directory", path = path.display())]
     NotADirectory {

@@ -30,6 +30,8 @@ pub(super) enum Origin {
     Bytes { content: u32, block: u32 },
     /// A file of the host, from this block on.
     Host { file: u32, block: u32 },
+    /// A member of an archive, from this block on.
+    Member { member: u32, block: u32 },
 }
 
 impl Origin {
@@ -39,6 +41,7 @@ impl Origin {
             Origin::Metadata { block } => Origin::Metadata { block: block + blocks },
             Origin::Bytes { content, block } => Origin::Bytes { content, block: block + blocks },
             Origin::Host { file, block } => Origin::Host { file, block: block + blocks },
+            Origin::Member { member, block } => Origin::Member { member, block: block + blocks },
         }
     }
 }

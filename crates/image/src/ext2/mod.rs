@@ -7,6 +7,7 @@
 //! host's files, and [`Plan::write`] is a copy of that disk into a file. The same tree gives the same
 //! bytes.
 
+mod archives;
 mod directory;
 mod encode;
 mod error;
@@ -20,6 +21,7 @@ mod plan;
 mod scan;
 mod source;
 mod superblock;
+mod tarball;
 mod tree;
 mod write;
 mod xattr;

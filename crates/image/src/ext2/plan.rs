@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use kiln_block::ByteLen;
 
+use super::archives::Archives;
 use super::directory::{self, Name};
 use super::encode::{count32, low16, low32, put32};
 use super::error::Ext2Error;
@@ -56,7 +57,7 @@ pub struct Summary {
     pub metadata: ByteLen,
     /// Space that nothing uses.
     pub free: ByteLen,
-    /// Files of the host that it reads.
+    /// Files of the host, and members of archives, that it reads.
     pub host_files: u64,
 }
 
@@ -78,6 +79,7 @@ pub struct Plan {
     pub(super) segments: Vec<Segment>,
     pub(super) contents: Vec<Arc<[u8]>>,
     pub(super) host: HostFiles,
+    pub(super) archives: Archives,
     notes: Vec<String>,
 }
 
@@ -149,7 +151,7 @@ impl Plan {
             indexed: bodies.indexed,
         };
         let contents = bodies.contents;
-        let Tree { host, notes, .. } = tree;
+        let Tree { host, archives, notes, .. } = tree;
         host.settle();
         Ok(Plan {
             geometry,
@@ -161,6 +163,7 @@ impl Plan {
             segments,
             contents,
             host,
+            archives,
             notes,
         })
     }
@@ -178,7 +181,7 @@ impl Plan {
             entries: self.usage.last_inode + 1 - u64::from(FIRST_INODE) + 1,
             metadata: ByteLen::new(metadata as u64),
             free: ByteLen::new(self.usage.free_blocks(&self.geometry) * BLOCK),
-            host_files: self.host.len() as u64,
+            host_files: (self.host.len() + self.archives.len()) as u64,
         }
     }
 }
@@ -518,6 +521,9 @@ impl Bodies {
     fn origin(&self, tree: &Tree, id: NodeId) -> Option<Origin> {
         match &tree.node(id).kind {
             Kind::File(Data::Host { file, .. }) => Some(Origin::Host { file: *file, block: 0 }),
+            Kind::File(Data::Member { member, .. }) => {
+                Some(Origin::Member { member: *member, block: 0 })
+            }
             Kind::File(Data::Bytes(_)) => {
                 self.content_of.get(&id).map(|at| Origin::Bytes { content: *at, block: 0 })
             }
@@ -539,7 +545,7 @@ impl Data {
     fn size(&self) -> u64 {
         match self {
             Data::Bytes(bytes) => bytes.len() as u64,
-            Data::Host { size, .. } => *size,
+            Data::Host { size, .. } | Data::Member { size, .. } => *size,
         }
     }
 }

@@ -6,6 +6,7 @@ use std::io::{self, IoSliceMut};
 use kiln_block::{BlockSource, ByteLen, ByteOffset, DeviceError, Extent, ExtentKind};
 
 use super::encode::index;
+use super::error::Ext2Error;
 use super::geometry::{GROUP_BLOCKS, Head};
 use super::mapping::{Origin, metadata_from};
 use super::plan::Plan;
@@ -19,6 +20,8 @@ pub(super) enum Piece<'p> {
     Bytes(Cow<'p, [u8]>),
     /// A file of the host from a byte on, then zeros.
     Host { file: u32, at: u64 },
+    /// A member of an archive from a byte on, then zeros.
+    Member { member: u32, at: u64 },
 }
 
 impl Plan {
@@ -86,6 +89,9 @@ impl Plan {
                 Piece::Bytes(Cow::Borrowed(slice_from(bytes, u64::from(block) * BLOCK)))
             }
             Origin::Host { file, block } => Piece::Host { file, at: u64::from(block) * BLOCK },
+            Origin::Member { member, block } => {
+                Piece::Member { member, at: u64::from(block) * BLOCK }
+            }
         }
     }
 
@@ -107,16 +113,23 @@ impl Plan {
                     part[count..].fill(0);
                 }
                 Piece::Host { file, at } => {
-                    self.host.read(file, at + inside, part).map_err(|error| DeviceError::Io {
-                        act: "read",
-                        at: ByteOffset::new(here),
-                        source: io::Error::other(error),
-                    })?;
+                    self.host.read(file, at + inside, part).map_err(unreadable(here))?;
+                }
+                Piece::Member { member, at } => {
+                    self.archives.read(member, at + inside, part).map_err(unreadable(here))?;
                 }
             }
             done = end;
         }
         Ok(())
+    }
+}
+
+fn unreadable(at: u64) -> impl FnOnce(Ext2Error) -> DeviceError {
+    move |error| DeviceError::Io {
+        act: "read",
+        at: ByteOffset::new(at),
+        source: io::Error::other(error),
     }
 }
 

@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
+use super::archives::Archives;
 use super::encode::{count32, index};
 use super::host_files::HostFiles;
 use super::mapping::Run;
@@ -24,6 +25,7 @@ pub struct Time {
 pub struct Tree {
     pub(super) nodes: Vec<Node>,
     pub(super) host: HostFiles,
+    pub(super) archives: Archives,
     /// What a person may want to know: attributes that ext2 cannot hold, and the like.
     pub notes: Vec<String>,
     /// Files of the host that may appear under more than one name.
@@ -67,6 +69,11 @@ pub(super) enum Data {
         /// What is not a hole; none if all is data.
         runs: Option<Box<[Run]>>,
     },
+    /// A member of an archive.
+    Member {
+        member: u32,
+        size: u64,
+    },
 }
 
 impl NodeId {
@@ -103,6 +110,7 @@ impl Tree {
         Tree {
             nodes: vec![Node::directory(0o755, Time::default())],
             host: HostFiles::default(),
+            archives: Archives::default(),
             notes: Vec::new(),
             linked: HashMap::new(),
         }
@@ -139,6 +147,13 @@ impl Tree {
     pub(super) fn link(&mut self, folder: NodeId, name: &[u8], id: NodeId) {
         if let Kind::Directory(children) = &mut self.nodes[folder.index()].kind {
             children.insert(name.into(), id);
+        }
+    }
+
+    /// Takes a name out of a directory.
+    pub(super) fn unlink(&mut self, folder: NodeId, name: &[u8]) {
+        if let Kind::Directory(children) = &mut self.nodes[folder.index()].kind {
+            children.remove(name);
         }
     }
 

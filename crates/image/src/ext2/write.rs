@@ -56,12 +56,18 @@ impl Plan {
                     pen.copy(&open, from, at, len)?;
                     self.host.check(file, &open)?;
                 }
-                Piece::Host { file, at: from } => {
+                piece @ (Piece::Host { .. } | Piece::Member { .. }) => {
                     let mut done = 0;
                     while done < len {
                         let room = pen.room(at + done, len - done)?;
                         let count = room.len() as u64;
-                        self.host.read(file, from + done, room)?;
+                        match piece {
+                            Piece::Member { member, at } => {
+                                self.archives.read(member, at + done, room)?;
+                            }
+                            Piece::Host { file, at } => self.host.read(file, at + done, room)?,
+                            Piece::Hole | Piece::Bytes(_) => {}
+                        }
                         done += count;
                     }
                 }
