@@ -27,6 +27,7 @@ use crate::format::{BLOCK, get, index, put};
 use crate::head::Head;
 use crate::leaf::LeafMap;
 use crate::node::Entry;
+use crate::space::Run;
 
 /// Bytes of the longest name.
 pub(crate) const MAX_NAME: usize = 128;
@@ -146,24 +147,36 @@ impl State {
     }
 }
 
-/// All records, by what is asked of them.
+/// A record and where it is stored.
+#[derive(Debug)]
+struct Kept {
+    state: State,
+    slot: u64,
+}
+
+/// All records, by what is asked of them: some three hundred bytes of memory for each. Nothing but listing and checking
+/// them looks at more than it is asked about.
 #[derive(Debug, Default)]
 pub(crate) struct Catalog {
-    states: BTreeMap<u64, State>,
-    slots: BTreeMap<u64, u64>,
-    by_slot: BTreeMap<u64, u64>,
+    states: BTreeMap<u64, Box<Kept>>,
+    /// Which record is where; 0 for none.
+    by_slot: Vec<u64>,
     free_slots: BTreeSet<u64>,
     /// Hidden snapshots and maps being given up.
     leaving: BTreeSet<u64>,
+    /// Those of them that can be dealt with now, by urgency.
+    ready: BTreeSet<(u8, u64)>,
     /// By owner (0 for disks) and name.
-    names: BTreeMap<(u64, String), u64>,
-    children: BTreeMap<u64, BTreeSet<u64>>,
+    names: BTreeMap<(u64, Box<str>), u64>,
+    /// By parent.
+    children: BTreeSet<(u64, u64)>,
     /// Pages that differ from what is stored.
     pub(crate) dirty: BTreeSet<u64>,
     pub(crate) pages: u64,
     pub(crate) root: Root,
     /// Leaves of the map of pages.
     pub(crate) leaves: BTreeMap<u64, LeafMap>,
+    /// Disks that are open, or were since the last checkpoint.
     pub(crate) heads: BTreeMap<u64, Arc<Head>>,
     /// Snapshots that are open.
     pub(crate) views: BTreeMap<u64, Weak<Head>>,
@@ -196,11 +209,7 @@ impl Catalog {
                 Some(state) if self.states.contains_key(&state.id) => {
                     return Err(damaged("an id that is used twice"));
                 }
-                Some(state) => {
-                    self.slots.insert(state.id, slot);
-                    self.by_slot.insert(slot, state.id);
-                    self.enter(state);
-                }
+                Some(state) => self.enter(Box::new(Kept { state, slot })),
             }
         }
         self.pages = self.pages.max(page + 1);
@@ -209,8 +218,8 @@ impl Catalog {
 
     /// A parent that is missing or leads in a circle, or an id that is yet to be given, would be believed for ever.
     pub(crate) fn check(&self) -> Result<(), PoolError> {
-        for state in self.states.values() {
-            let parent = self.states.get(&state.parent);
+        for state in self.all() {
+            let parent = self.get(state.parent);
             let sound = state.parent == 0
                 || parent.is_some_and(|parent| {
                     parent.is == Is::Snapshot
@@ -225,16 +234,24 @@ impl Catalog {
         Ok(())
     }
 
-    fn enter(&mut self, state: State) {
+    fn enter(&mut self, kept: Box<Kept>) {
+        let (state, slot) = (&kept.state, index(kept.slot));
+        let (id, parent) = (state.id, state.parent);
         if state.is != Is::GivenUp && !state.hidden {
-            self.names.insert((state.owner, state.name.clone()), state.id);
+            self.names.insert((state.owner, state.name.as_str().into()), id);
         } else {
-            self.leaving.insert(state.id);
+            self.leaving.insert(id);
         }
-        if state.parent != 0 {
-            self.children.entry(state.parent).or_default().insert(state.id);
+        if self.by_slot.len() <= slot {
+            self.by_slot.resize(slot + 1, 0);
         }
-        self.states.insert(state.id, state);
+        self.by_slot[slot] = id;
+        self.states.insert(id, kept);
+        if parent != 0 {
+            self.children.insert((parent, id));
+            self.note_ready(parent);
+        }
+        self.note_ready(id);
     }
 
     /// Adds a record.
@@ -245,86 +262,109 @@ impl Catalog {
             self.free_slots.extend(first + 1..first + PER_PAGE);
             first
         });
-        self.slots.insert(state.id, slot);
-        self.by_slot.insert(slot, state.id);
         self.dirty.insert(slot / PER_PAGE);
-        self.enter(state);
+        self.enter(Box::new(Kept { state, slot }));
     }
 
     /// Changes a record.
     pub(crate) fn change(&mut self, id: u64, change: impl FnOnce(&mut State)) {
-        if let Some(mut state) = self.take(id) {
-            change(&mut state);
-            self.enter(state);
+        if let Some(mut kept) = self.take(id) {
+            change(&mut kept.state);
+            self.enter(kept);
         }
     }
 
-    fn take(&mut self, id: u64) -> Option<State> {
-        let state = self.states.remove(&id)?;
+    fn take(&mut self, id: u64) -> Option<Box<Kept>> {
+        let kept = self.states.remove(&id)?;
+        let state = &kept.state;
         // A hidden snapshot's name may by now be another's.
         if !self.leaving.remove(&id) {
-            self.names.remove(&(state.owner, state.name.clone()));
+            self.names.remove(&(state.owner, state.name.as_str().into()));
         }
-        if let Some(siblings) = self.children.get_mut(&state.parent) {
-            siblings.remove(&id);
-            if siblings.is_empty() {
-                self.children.remove(&state.parent);
-            }
+        if state.parent != 0 {
+            self.children.remove(&(state.parent, id));
+            self.note_ready(state.parent);
         }
-        if let Some(slot) = self.slots.get(&id) {
-            self.dirty.insert(slot / PER_PAGE);
-        }
-        Some(state)
+        self.note_ready(id);
+        self.dirty.insert(kept.slot / PER_PAGE);
+        Some(kept)
     }
 
     /// Removes a record.
     pub(crate) fn remove(&mut self, id: u64) {
-        self.take(id);
-        if let Some(slot) = self.slots.remove(&id) {
-            self.by_slot.remove(&slot);
-            self.free_slots.insert(slot);
+        if let Some(kept) = self.take(id) {
+            self.by_slot[index(kept.slot)] = 0;
+            self.free_slots.insert(kept.slot);
         }
+    }
+
+    /// Whether and how urgently what leaves can be dealt with: what is under way, then maps being given up, then
+    /// hidden snapshots with at most one child.
+    fn note_ready(&mut self, id: u64) {
+        for urgency in 0..3 {
+            self.ready.remove(&(urgency, id));
+        }
+        let urgency = match self.get(id) {
+            Some(state) if state.hidden && state.cursor > 0 => 0,
+            Some(state) if state.is == Is::GivenUp => 1,
+            Some(state) if state.hidden && self.children_of(id).nth(1).is_none() => 2,
+            _ => return,
+        };
+        self.ready.insert((urgency, id));
     }
 
     /// The bytes of a page.
     pub(crate) fn page(&self, page: u64) -> Vec<u8> {
         let mut bytes = vec![0; BLOCK];
-        let range = page * PER_PAGE..(page + 1) * PER_PAGE;
-        for (slot, id) in self.by_slot.range(range) {
-            if let Some(state) = self.states.get(id) {
-                state.encode(&mut bytes[index(slot % PER_PAGE) * RECORD..][..RECORD]);
+        let first = index(page * PER_PAGE);
+        let ids = self.by_slot.iter().skip(first);
+        for (id, record) in ids.zip(bytes.chunks_exact_mut(RECORD)) {
+            if let Some(state) = self.get(*id) {
+                state.encode(record);
             }
         }
         bytes
     }
 
     pub(crate) fn get(&self, id: u64) -> Option<&State> {
-        self.states.get(&id)
+        self.states.get(&id).map(|kept| &kept.state)
     }
 
     pub(crate) fn all(&self) -> impl Iterator<Item = &State> {
-        self.states.values()
+        self.states.values().map(|kept| &kept.state)
+    }
+
+    /// All disks, by name.
+    pub(crate) fn disks(&self) -> impl Iterator<Item = &State> {
+        let none: Box<str> = "".into();
+        self.names.range((0, none.clone())..(1, none)).filter_map(|(_, id)| self.get(*id))
+    }
+
+    fn named(&self, owner: u64, name: &str) -> Option<&State> {
+        self.names.get(&(owner, name.into())).and_then(|id| self.get(*id))
     }
 
     pub(crate) fn disk(&self, name: &str) -> Result<&State, PoolError> {
-        let id = self.names.get(&(0, name.to_owned()));
-        id.and_then(|id| self.get(*id)).ok_or_else(|| PoolError::NoDisk { name: name.to_owned() })
+        self.named(0, name).ok_or_else(|| PoolError::NoDisk { name: name.to_owned() })
     }
 
     pub(crate) fn snapshot(&self, disk: &str, name: &str) -> Result<&State, PoolError> {
         let owner = self.disk(disk)?.id;
-        let id = self.names.get(&(owner, name.to_owned()));
-        id.and_then(|id| self.get(*id))
+        self.named(owner, name)
             .ok_or_else(|| PoolError::NoSnapshot { disk: disk.to_owned(), name: name.to_owned() })
     }
 
     /// The visible snapshots of a disk, oldest first.
     pub(crate) fn snapshots(&self, owner: u64) -> Vec<&State> {
-        let from = (owner, String::new());
-        let named = self.names.range(from..).take_while(|((of, _), _)| *of == owner && owner != 0);
-        let mut found: Vec<&State> = named.filter_map(|(_, id)| self.get(*id)).collect();
+        let mut found: Vec<&State> = self.snapshots_by_name(owner).collect();
         found.sort_by_key(|state| state.epoch);
         found
+    }
+
+    pub(crate) fn snapshots_by_name(&self, owner: u64) -> impl Iterator<Item = &State> {
+        let none: Box<str> = "".into();
+        let of = self.names.range((owner, none.clone())..(owner.saturating_add(1), none));
+        of.filter(move |_| owner != 0).filter_map(|(_, id)| self.get(*id))
     }
 
     /// A new name must be one, and free.
@@ -335,7 +375,7 @@ impl Catalog {
         if wrong {
             return Err(PoolError::BadName { name: name.chars().take(MAX_NAME).collect() });
         }
-        match self.names.contains_key(&(owner, name.to_owned())) {
+        match self.named(owner, name).is_some() {
             true => Err(PoolError::Exists { name: name.to_owned() }),
             false => Ok(()),
         }
@@ -351,13 +391,9 @@ impl Catalog {
         self.get(state.parent).map_or(0, |parent| parent.epoch)
     }
 
-    /// What is left to free: maps being given up first, then hidden snapshots with at most one child.
+    /// What is to be freed next.
     pub(crate) fn next_reclaim(&self) -> Option<u64> {
-        let leaving = || self.leaving.iter().filter_map(|id| self.get(*id));
-        let under_way = leaving().find(|state| state.hidden && state.cursor > 0);
-        let given_up = || leaving().find(|state| state.is == Is::GivenUp);
-        let hidden = || leaving().find(|s| s.hidden && self.children_of(s.id).len() <= 1);
-        under_way.or_else(given_up).or_else(hidden).map(|state| state.id)
+        self.ready.first().map(|(_, id)| *id)
     }
 
     /// How many records wait to be dealt with.
@@ -365,33 +401,64 @@ impl Catalog {
         self.leaving.len()
     }
 
-    pub(crate) fn children_of(&self, id: u64) -> Vec<u64> {
-        self.children.get(&id).map(|ids| ids.iter().copied().collect()).unwrap_or_default()
+    pub(crate) fn children_of(&self, id: u64) -> impl Iterator<Item = u64> {
+        self.children.range((id, 0)..=(id, u64::MAX)).map(|(_, child)| *child)
     }
 
-    /// Brings the records of disks up to date with what was written to them.
+    /// A disk in memory.
+    pub(crate) fn head(&mut self, id: u64) -> Option<Arc<Head>> {
+        if let Some(head) = self.heads.get(&id) {
+            return Some(head.clone());
+        }
+        let state = self.get(id).filter(|state| state.is == Is::Disk)?;
+        let head = Head::new(state, self.floor(state), false);
+        if let Some(parent) = self.get(state.parent).filter(|p| p.hidden && p.cursor > 0) {
+            let merged = Some((parent.cursor, self.floor(parent)));
+            head.move_to(|place| place.merged = merged);
+        }
+        let head = Arc::new(head);
+        self.heads.insert(id, head.clone());
+        Some(head)
+    }
+
+    /// Brings the record of a disk up to date with what was written to it.
+    pub(crate) fn note_head(&mut self, head: &Head) {
+        let root = head.place().root;
+        let (size, referenced, written) = (
+            head.size.load(Ordering::Acquire),
+            head.referenced.load(Ordering::Relaxed),
+            head.written.load(Ordering::Relaxed),
+        );
+        let stale = self.get(head.id).is_some_and(|state| {
+            (state.root, state.size, state.referenced, state.written)
+                != (root, size, referenced, written)
+        });
+        if stale {
+            self.change(head.id, |state| {
+                state.root = root;
+                state.size = size;
+                state.referenced = referenced;
+                state.written = written;
+            });
+        }
+    }
+
+    /// The same for every disk in memory.
     pub(crate) fn note_heads(&mut self) {
         let heads: Vec<Arc<Head>> = self.heads.values().cloned().collect();
-        for head in heads {
-            let root = head.place().root;
-            let (size, referenced, written) = (
-                head.size.load(Ordering::Acquire),
-                head.referenced.load(Ordering::Relaxed),
-                head.written.load(Ordering::Relaxed),
-            );
-            let stale = self.get(head.id).is_some_and(|state| {
-                (state.root, state.size, state.referenced, state.written)
-                    != (root, size, referenced, written)
-            });
-            if stale {
-                self.change(head.id, |state| {
-                    state.root = root;
-                    state.size = size;
-                    state.referenced = referenced;
-                    state.written = written;
-                });
+        heads.iter().for_each(|head| self.note_head(head));
+    }
+
+    /// Forgets disks and snapshots that nobody has open and whose records are up to date.
+    pub(crate) fn forget_closed(&mut self, give_back: impl Fn(Run)) {
+        self.views.retain(|_, view| view.strong_count() > 0);
+        self.heads.retain(|_, head| {
+            let stays = Arc::strong_count(head) > 1 || !head.dirty().is_empty();
+            if !stays {
+                give_back(head.take_lease());
             }
-        }
+            stays
+        });
     }
 }
 

@@ -224,6 +224,8 @@ impl Core {
         let outcome = change(self, &mut catalog);
         self.reclaim_some(&mut catalog);
         catalog.note_heads();
+        drop(heads);
+        catalog.forget_closed(|lease| self.space.give_back(lease));
         let mut pages = Pages::default();
         if let Err(error) = self.store_catalog(&mut catalog, &mut pages) {
             self.poisoned.store(true, Ordering::Release);

@@ -1,6 +1,6 @@
 //! Making a pool and opening one: superblocks, free map, catalog, and what the log adds to them.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
@@ -8,13 +8,12 @@ use kiln_block::{BlockDevice, ByteLen, ByteOffset};
 
 use crate::PoolError;
 use crate::cache::Clock;
-use crate::catalog::{Catalog, Is, Root};
+use crate::catalog::{Catalog, Root};
 use crate::core::{Commit, Core};
 use crate::format::{
     BLOCK, BLOCK_LEN, Layout, MAP_BITS, SUPERBLOCKS, Sums, Superblock, Unreadable, decode_map_page,
     index, same,
 };
-use crate::head::Head;
 use crate::node::{Entry, FANOUT, Kind, ROOT_LEVEL};
 use crate::space::Space;
 use crate::wal::{Change, HEADER, Record, decode_batch, decode_records};
@@ -226,16 +225,6 @@ impl Core {
         }
         catalog.pages = superblock.catalog_pages;
         catalog.check()?;
-        let mut heads = BTreeMap::new();
-        for state in catalog.all().filter(|state| state.is == Is::Disk) {
-            let head = Head::new(state, catalog.floor(state), false);
-            if let Some(parent) = catalog.get(state.parent).filter(|p| p.hidden && p.cursor > 0) {
-                let merged = Some((parent.cursor, catalog.floor(parent)));
-                head.move_to(|place| place.merged = merged);
-            }
-            heads.insert(state.id, Arc::new(head));
-        }
-        catalog.heads = heads;
         Ok(catalog)
     }
 
@@ -311,7 +300,7 @@ impl Core {
     }
 
     fn replay_record(&self, record: &Record, durable: bool) -> Result<(), PoolError> {
-        let Some(head) = self.catalog().heads.get(&record.disk).cloned() else { return Ok(()) };
+        let Some(head) = self.catalog().head(record.disk) else { return Ok(()) };
         let number = record.lba / FANOUT;
         if record.lba >= crate::MAX_DISK.get() / BLOCK_LEN {
             return Ok(());

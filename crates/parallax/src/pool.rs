@@ -160,10 +160,7 @@ impl Pool {
     /// All disks, by name.
     pub fn disks(&self) -> Vec<DiskInfo> {
         let catalog = self.core.catalog();
-        let disks = catalog.all().filter(|state| state.is == Is::Disk);
-        let mut found: Vec<DiskInfo> = disks.map(|state| describe(&catalog, state)).collect();
-        found.sort_by(|a, b| a.name.cmp(&b.name));
-        found
+        catalog.disks().map(|state| describe(&catalog, state)).collect()
     }
 
     /// One disk.
@@ -180,7 +177,7 @@ impl Pool {
             name: state.name.clone(),
             size: ByteLen::new(state.size),
             referenced: ByteLen::new(state.referenced * BLOCK_LEN),
-            children: catalog.children_of(state.id).len(),
+            children: catalog.children_of(state.id).count(),
             origin: origin(&catalog, state),
             created: state.created,
         };
@@ -201,16 +198,16 @@ impl Pool {
             let mut state = new_state(catalog, Is::Disk, name, size.get());
             state.throw_away = options.durability == Durability::None;
             state.quota = options.quota.get() / BLOCK_LEN;
-            add_head(catalog, state);
+            catalog.add(state);
             Ok(())
         })
     }
 
     /// Opens a disk. It may be open more than once; all see the same.
     pub fn open_disk(&self, name: &str) -> Result<Disk, PoolError> {
-        let catalog = self.core.catalog();
+        let mut catalog = self.core.catalog();
         let id = catalog.disk(name)?.id;
-        let head = catalog.heads.get(&id).cloned();
+        let head = catalog.head(id);
         let head = head.ok_or_else(|| PoolError::NoDisk { name: name.to_owned() })?;
         Ok(Disk { core: self.core.clone(), head })
     }
@@ -268,7 +265,7 @@ impl Pool {
             state.referenced = of.referenced;
             state.throw_away = options.durability == Durability::None;
             state.quota = options.quota.get() / BLOCK_LEN;
-            add_head(catalog, state);
+            catalog.add(state);
             Ok(())
         })
     }
@@ -299,7 +296,7 @@ impl Pool {
     pub fn delete(&self, disk: &str) -> Result<(), PoolError> {
         self.core.checkpoint(|core, catalog| {
             let of = catalog.disk(disk)?.clone();
-            let snapshots = catalog.snapshots(of.id).len();
+            let snapshots = catalog.snapshots_by_name(of.id).count();
             if snapshots > 0 {
                 return Err(PoolError::HasSnapshots { name: disk.to_owned(), snapshots });
             }
@@ -489,7 +486,7 @@ fn origin(catalog: &Catalog, state: &State) -> Option<(String, String)> {
     catalog.get(parent.owner).map(|disk| (disk.name.clone(), parent.name.clone()))
 }
 
-fn new_state(catalog: &mut Catalog, is: Is, name: &str, size: u64) -> State {
+pub(crate) fn new_state(catalog: &mut Catalog, is: Is, name: &str, size: u64) -> State {
     State {
         is,
         hidden: false,
@@ -510,19 +507,13 @@ fn new_state(catalog: &mut Catalog, is: Is, name: &str, size: u64) -> State {
     }
 }
 
-fn add_head(catalog: &mut Catalog, state: State) {
-    let head = Arc::new(Head::new(&state, catalog.floor(&state), false));
-    catalog.heads.insert(state.id, head);
-    catalog.add(state);
-}
-
 /// The head of a disk that nobody has open.
-fn idle_head(catalog: &Catalog, of: &State) -> Result<Arc<Head>, PoolError> {
+pub(crate) fn idle_head(catalog: &mut Catalog, of: &State) -> Result<Arc<Head>, PoolError> {
     let name = || of.name.clone();
-    let head = catalog.heads.get(&of.id).ok_or_else(|| PoolError::NoDisk { name: name() })?;
-    // The catalog's own, and the checkpoint's that is under way.
-    if Arc::strong_count(head) > 2 {
+    let head = catalog.head(of.id).ok_or_else(|| PoolError::NoDisk { name: name() })?;
+    // The catalog's own, this one, and the checkpoint's that is under way.
+    if Arc::strong_count(&head) > 3 {
         return Err(PoolError::InUse { name: name() });
     }
-    Ok(head.clone())
+    Ok(head)
 }

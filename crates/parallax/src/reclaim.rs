@@ -44,7 +44,7 @@ impl Core {
         let Some(state) = catalog.get(id).cloned() else { return Ok(budget) };
         let (keep, child) = match state.is {
             Is::GivenUp => (state.epoch, None),
-            _ => (catalog.floor(&state), catalog.children_of(id).first().copied()),
+            _ => (catalog.floor(&state), catalog.children_of(id).next()),
         };
         let new =
             child.and_then(|child| catalog.get(child)).map_or(Entry::HOLE, |child| child.root);
