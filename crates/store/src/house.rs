@@ -248,7 +248,8 @@ impl Guest {
     ) -> Result<Reply, StoreError> {
         self.house.remove_doomed();
         let done = match request {
-            Request::Serve(serve) => self.serve(&serve),
+            // Its refusals say already who is in the way.
+            Request::Serve(serve) => return self.serve(&serve),
             Request::CloneTemporary { from, size, name } => {
                 self.clone_temporary(from.as_deref(), size, &name)
             }

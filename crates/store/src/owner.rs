@@ -99,8 +99,10 @@ fn refusal(error: &StoreError) -> Refusal {
     match error {
         StoreError::Refused(refusal) => refusal.clone(),
         StoreError::Stopped => Refusal::of(Why::Stopped, error),
-        StoreError::Busy { path, .. } => {
-            Refusal::of(Why::InUse { name: path.display().to_string() }, error)
+        StoreError::Busy { path, holder } => {
+            let holder = holder.as_ref().map_or(String::new(), |holder| format!(": {holder}"));
+            let name = path.display().to_string();
+            Refusal::new(Why::InUse { name }, format!("{error}{holder}"))
         }
         StoreError::NoPool { .. } => Refusal::of(Why::Request, error),
         _ => Refusal::of(Why::Setup, error),

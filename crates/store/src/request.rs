@@ -551,3 +551,10 @@ impl Stop {
         self.0.load(Ordering::Relaxed)
     }
 }
+
+/// Ends what heeds it as soon as the flag is set.
+impl From<Arc<AtomicBool>> for Stop {
+    fn from(flag: Arc<AtomicBool>) -> Stop {
+        Stop(flag)
+    }
+}
