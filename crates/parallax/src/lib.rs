@@ -39,6 +39,7 @@ mod open;
 mod pool;
 mod reclaim;
 mod space;
+pub mod stream;
 mod tree;
 mod wal;
 
