@@ -5,11 +5,13 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand, ValueEnum};
 use kiln_block::ByteLen;
 use kiln_export::nbd::Address;
+use kiln_model::scenario::TimeLimit;
 
-/// Keep virtual disks in a pool: instant snapshots and clones, checksums, served over NBD
+/// Keep virtual disks in a pool: instant snapshots and clones, checksums, served to machines and programs
 ///
 /// A disk is called NAME, a snapshot of it NAME@SNAP. They share what neither has changed since. The pool is one
-/// sparse file; one process at a time has it open.
+/// sparse file. Commands work on it at the same time, and while disks are served: what takes long is done by a
+/// process that owns the pool, is started when it is needed, and leaves by itself.
 #[derive(Debug, Args)]
 pub(crate) struct DiskArgs {
     /// What to do
@@ -52,6 +54,7 @@ pub(crate) enum DiskCommand {
     #[command(after_help = "Examples:\n  kiln disk repair")]
     Repair,
     Serve(DiskServeArgs),
+    Own(DiskOwnArgs),
     Tree(DiskTreeArgs),
 }
 
@@ -269,27 +272,69 @@ pub(crate) struct DiskVerifyArgs {
     pub(crate) maps: bool,
 }
 
-/// Serve disks and snapshots over NBD until Ctrl-C or SIGTERM
+/// Serve disks and snapshots until Ctrl-C or SIGTERM
 ///
-/// Prints a URI for each as soon as clients can connect. When it is told to end, it carries out and answers what
-/// clients have sent, for ten seconds at most, and stores everything. Snapshots can only be read.
+/// Prints how to reach each as soon as clients can connect. The pool's owner does the work; serving ends with this
+/// command, however it ends. When it is told to end, what clients have sent is carried out and answered, for ten
+/// seconds at most. Snapshots can only be read.
+///
+/// A disk can be served in several ways at once, and clients of all of them see the same bytes. Two commands that
+/// serve one disk for writing are refused, for most file systems do not expect another writer.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   kiln disk serve base --nbd unix:/run/user/1000/disks
   kiln disk serve base@ready vm-1 --nbd localhost:10809
-  qemu-img info 'nbd://127.0.0.1:10809/vm-1'")]
+  qemu-img info 'nbd://127.0.0.1:10809/vm-1'
+  kiln disk serve vm-1 --vhost-user /run/user/1000/vm-1.sock
+  kiln disk serve base --fuse /mnt/disks --read-only")]
+#[command(group = clap::ArgGroup::new("frontend").required(true).multiple(true))]
 pub(crate) struct DiskServeArgs {
     /// Disks, and snapshots as NAME@SNAP; clients ask for them by the same names
     #[arg(value_name = "NAME[@SNAP]", required = true)]
     pub(crate) names: Vec<String>,
 
-    /// Where: a unix socket, or a port on this machine's loopback address (0 for any that is free)
-    #[arg(long, value_name = "unix:PATH|HOST:PORT", value_parser = str::parse::<Address>)]
-    pub(crate) nbd: Address,
+    /// NBD: on a unix socket, or a port on this machine's loopback address (0 for any that is free)
+    #[arg(long, group = "frontend", value_name = "unix:PATH|HOST:PORT",
+        value_parser = str::parse::<Address>, help_heading = "Where")]
+    pub(crate) nbd: Vec<Address>,
+
+    /// vhost-user-blk, for virtual machines: the socket of the only disk, or a folder for a socket NAME.sock of each
+    #[arg(long, group = "frontend", value_name = "PATH", help_heading = "Where")]
+    pub(crate) vhost_user: Vec<PathBuf>,
+
+    /// FUSE: an empty folder, in which each disk becomes a raw file
+    #[arg(long, group = "frontend", value_name = "DIR", help_heading = "Where")]
+    pub(crate) fuse: Vec<PathBuf>,
 
     /// Refuse all writes
     #[arg(long)]
     pub(crate) read_only: bool,
+
+    /// Even if another command serves one of the disks for writing
+    #[arg(long)]
+    pub(crate) shared: bool,
+}
+
+/// Own the pool: have it open for all other commands, until Ctrl-C or nobody needs it
+///
+/// Other commands start an owner when they need one, so nobody has to. It listens on a socket beside the pool, and
+/// leaves a few seconds after the last command has ended. Killing it loses nothing that was flushed.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  kiln disk own --idle 1d
+  kiln disk own --leave")]
+pub(crate) struct DiskOwnArgs {
+    /// How long to stay when nobody needs it [config: disk.idle]
+    #[arg(long, value_name = "TIME", value_parser = str::parse::<TimeLimit>)]
+    pub(crate) idle: Option<TimeLimit>,
+
+    /// Make the owner leave instead, unless somebody needs it, and wait until it has
+    #[arg(long)]
+    pub(crate) leave: bool,
+
+    /// Leave the terminal, and say on stdout when it is ready
+    #[arg(long, hide = true)]
+    pub(crate) detached: bool,
 }
 
 /// Draw which disk and which snapshot evolved from which

@@ -153,6 +153,14 @@ pub(crate) const KEYS: &[Key] = &[
         about: "Allow kernel parameters that boot faster but change the kernel's behaviour",
     },
     Key {
+        name: "disk.idle",
+        kind: Kind::Time,
+        default: Some("5s"),
+        variable: "KILN_DISK_IDLE",
+        flag: Some("--idle"),
+        about: "How long the owner of a pool of disks stays when nobody needs it",
+    },
+    Key {
         name: "guest.executable",
         kind: Kind::Path,
         default: None,

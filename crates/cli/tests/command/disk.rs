@@ -105,6 +105,7 @@ fn an_imported_file_is_exported_byte_for_byte_with_its_holes() {
     do_all(&kiln, &["disk verify base source.img", "disk verify", "disk verify --maps"]);
     let pool = std::fs::metadata(kiln.home().join("data/disks.pool")).unwrap();
     assert!(pool.blocks() * 512 < 32 * MIB, "the pool is sparse too");
+    kiln.run(&["disk", "own", "--leave"]).exits(0);
     let left = std::fs::read_dir(kiln.home().join("data")).unwrap().count();
     assert_eq!(left, 1, "nothing is left beside the pool");
 }
@@ -183,10 +184,13 @@ fn served_disks_are_what_they_were_imported_from() {
         assert!(qemu_img(&["compare", "-f", "raw", "-F", "raw", &source, uri]), "{uri}");
         assert!(!qemu_img(&["bench", "-w", "-c", "1", "-f", "raw", uri]), "it is read-only");
     }
-    // One process at a time has a pool open, and the others learn who has it.
-    let held = format!("process {} (kiln)", served.child.id());
-    kiln.run(&["disk", "ls"]).exits(2).complains(&["open in another process", &held]);
-    kiln.run(&["disk", "repair"]).exits(2).complains(&["open in another process", &held]);
+    // Others work with the pool meanwhile, and learn who is in their way.
+    let server = format!("process {}", served.child.id());
+    kiln.run(&["disk", "rm", "vm"]).exits(2).complains(&["being served", &server]);
+    kiln.run(&["disk", "rollback", "base@ready"]).exits(0);
+    kiln.run(&["disk", "repair"]).exits(2).complains(&["disks are served"]);
+    kiln.run(&["disk", "own", "--leave"]).exits(2).complains(&["disks are served"]);
+    do_all(&kiln, &["disk ls", "disk verify", "disk stat vm", "disk resize vm 128M"]);
     assert_eq!(served.end(Signal::TERM), Some(0));
     assert_eq!(std::fs::read_dir(sockets.path()).unwrap().count(), 0, "the socket is gone");
     do_all(&kiln, &["disk ls", "disk verify"]);
@@ -210,10 +214,8 @@ fn names_that_are_not_there_come_with_the_nearest_one() {
     kiln.run(&["disk", "create", "odd", "--size", "5000"]).exits(2).complains(&["whole blocks"]);
     let quota = ["disk", "create", "odd", "--size", "1G", "--quota", "100"];
     kiln.run(&quota).exits(2).complains(&["a quota of 100 is not whole blocks"]);
-    kiln.write("data.img", "data");
-    do_all(&kiln, &["disk create new.partial --size 1G"]);
-    let killed = ["disk", "import", "data.img", "new"];
-    kiln.run(&killed).exits(2).complains(&["kiln disk rm new.partial"]);
+    let reserved = ["disk", "create", ".tmp-mine", "--size", "1G"];
+    kiln.run(&reserved).exits(2).complains(&["are for temporary disks"]);
     kiln.run(&["disk", "import", "gone.img", "new"]).exits(2).complains(&["gone.img"]);
     kiln.run(&["disk", "export", "base", "/dev/null"]).exits(2).complains(&["not a regular file"]);
     let said = kiln.run(&["disk", "stat", "\u{1b}[2J"]).exits(2).stderr;
@@ -229,6 +231,7 @@ fn a_damaged_pool_is_told_from_a_file_that_is_none() {
     kiln.write("data.img", vec![0x5a; 1 << 20]);
     kiln.run(&["disk", "import", "data.img", "base", "--pool", "my.pool"]).exits(0);
     assert!(!kiln.home().join("data").exists(), "the pool is where it was asked for");
+    kiln.run(&["disk", "own", "--leave", "--pool", "my.pool"]).exits(0);
     flip(&kiln.folder().join("my.pool"));
     let broken = kiln.run(&["disk", "verify", "--pool", "my.pool"]).exits(102);
     assert!(broken.stdout.contains("is damaged"), "{}", broken.stdout);

@@ -53,6 +53,8 @@ impl Kiln {
             .env("PATH", std::env::var_os("PATH").unwrap_or_default())
             .env("HOME", self.folder.path())
             .env("KILN_HOME", self.home())
+            // Owners of pools are not to outlive the tests that needed them.
+            .env("KILN_DISK_IDLE", "1ms")
             .stdin(Stdio::null());
         command
     }

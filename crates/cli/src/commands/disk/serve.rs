@@ -1,14 +1,13 @@
-//! `kiln disk serve`: disks over NBD.
+//! `kiln disk serve`: disks over NBD, vhost-user and FUSE, by the pool's owner.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::mpsc;
-use std::time::Duration;
 
-use kiln_export::nbd::{Address, ListenError, Server};
-use kiln_export::{Export, Exports};
+use kiln_export::nbd::Address;
+use kiln_store::{Frontend, Lease, Serve, Served};
 use serde_json::json;
 
-use super::store::Store;
+use super::pool;
 use crate::arguments::DiskServeArgs;
 use crate::exit::Exit;
 use crate::failure::{Explain as _, Failure};
@@ -16,68 +15,115 @@ use crate::session::Session;
 use crate::signals::{self, Heard};
 use crate::terminal;
 
-/// How long clients' requests may take when we are told to end.
-const GRACE: Duration = Duration::from_secs(10);
+/// Why serving ends.
+enum End {
+    /// Somebody wants it.
+    Told,
+    /// The owner was killed, or told to leave.
+    OwnerGone,
+}
 
 /// `kiln disk serve`
-pub(crate) fn serve(session: &Session, pool: &Path, args: &DiskServeArgs) -> Result<Exit, Failure> {
-    let store = Store::open(pool)?;
-    let exports = Exports::new();
-    let mut served = Vec::new();
-    for name in &args.names {
-        let device = store.shared(name)?;
-        let size = device.size();
-        let export = Export::new(device);
-        let export = if args.read_only { export.read_only() } else { export };
-        served.push((name, size, export.is_read_only()));
-        exports.add(name, export).exits(Exit::Usage)?;
-    }
+pub(super) fn serve(session: &Session, pool: &Path, args: &DiskServeArgs) -> Result<Exit, Failure> {
+    let store = pool::owner(session, pool)?;
     // Before anybody can know that there is something to end.
     let (tell, told) = mpsc::channel();
+    let signalled = tell.clone();
     signals::listen(move |signal| {
         if signal != Heard::Resized {
             // Fails when we are ending already.
-            let _ = tell.send(());
+            let _ = signalled.send(End::Told);
         }
     })
     .tried(|| "cannot listen for signals".to_owned())
     .exits(Exit::InfrastructureBroke)?;
-    let address = match &args.nbd {
-        // Clients that are started elsewhere get it by the URI.
-        Address::Unix(path) => Address::Unix(session.folder.join(path)),
-        other => other.clone(),
+    let serve = Serve {
+        names: args.names.clone(),
+        frontends: frontends(&session.folder, args),
+        read_only: args.read_only,
+        shared: args.shared,
     };
-    let server = Server::start(&address, exports).map_err(|error| {
-        let exit = match error {
-            ListenError::Io { .. } => Exit::Setup,
-            _ => Exit::Usage,
+    let lease = store.serve(&serve).map_err(|error| pool::explained(&store, error))?;
+    watch(&lease, tell)?;
+    say(session, &serve, lease.served())?;
+    match told.recv() {
+        Ok(End::OwnerGone) => {
+            let text = "the pool's owner is gone, and with it what it served";
+            Err(Failure::new(Exit::InfrastructureBroke, text)
+                .hint("what clients flushed is stored; start serving again"))
+        }
+        // The other end goes with the process alone.
+        Ok(End::Told) | Err(_) => {
+            let cut_off = lease.end().map_err(pool::refused)?;
+            if cut_off > 0 {
+                terminal::say(&format!("warning: {cut_off} clients were hung up on"));
+            }
+            Ok(Exit::Success)
+        }
+    }
+}
+
+/// Hears of the owner's end.
+fn watch(lease: &Lease, tell: mpsc::Sender<End>) -> Result<(), Failure> {
+    let failed = || "cannot watch the pool's owner".to_owned();
+    let watch = lease.watch().tried(failed).exits(Exit::InfrastructureBroke)?;
+    let Some(watch) = watch else { return Ok(()) };
+    let started = std::thread::Builder::new().name("owner-watch".to_owned()).spawn(move || {
+        watch.wait();
+        // Fails when we are ending already.
+        let _ = tell.send(End::OwnerGone);
+    });
+    started.map(drop).tried(failed).exits(Exit::InfrastructureBroke)
+}
+
+/// The ways that were asked for; paths start at this process's folder, for the owner has another.
+fn frontends(folder: &Path, args: &DiskServeArgs) -> Vec<Frontend> {
+    let absolute = |path: &PathBuf| folder.join(path);
+    let nbd = args.nbd.iter().map(|address| {
+        let address = match address {
+            Address::Unix(path) => Address::Unix(absolute(path)),
+            other => other.clone(),
         };
-        Failure::from(error).with_exit(exit)
-    })?;
-    let address = server.address();
+        Frontend::Nbd { address: address.to_string(), tls: None }
+    });
+    let vhost_user = args
+        .vhost_user
+        .iter()
+        .map(|path| Frontend::VhostUser { path: absolute(path), serial: None });
+    let fuse = args.fuse.iter().map(|dir| Frontend::Fuse { dir: absolute(dir) });
+    nbd.chain(vhost_user).chain(fuse).collect()
+}
+
+fn kind(frontend: Option<&Frontend>) -> &'static str {
+    match frontend {
+        Some(Frontend::Nbd { .. }) => "nbd",
+        Some(Frontend::VhostUser { .. }) => "vhost-user",
+        Some(Frontend::Fuse { .. }) => "fuse",
+        _ => "ublk",
+    }
+}
+
+/// Says how clients reach the disks.
+fn say(session: &Session, serve: &Serve, served: &[Served]) -> Result<(), Failure> {
+    let of = |served: &Served| {
+        usize::try_from(served.frontend).ok().and_then(|at| serve.frontends.get(at))
+    };
     if session.json() {
         let exports: Vec<_> = served
             .iter()
-            .map(|(name, size, read_only)| {
+            .map(|one| {
                 json!({
-                    "name": name, "uri": address.uri(name), "size": size.get(),
-                    "read_only": read_only,
+                    "name": one.name, "kind": kind(of(one)), "uri": one.uri, "size": one.size,
+                    "read_only": one.read_only,
                 })
             })
             .collect();
-        session.out_json(&json!({"address": address.to_string(), "exports": exports}))?;
-    } else {
-        for (name, _, _) in &served {
-            terminal::out_line(&address.uri(name))?;
-        }
-        terminal::say("serving until Ctrl-C");
+        let address = served.first().map(|one| &one.address);
+        return session.out_json(&json!({"address": address, "exports": exports}));
     }
-    // The other end goes with the process alone.
-    let _ = told.recv();
-    let cut_off = server.stop(GRACE);
-    if cut_off > 0 {
-        terminal::say(&format!("warning: {cut_off} clients were hung up on"));
+    for one in served {
+        terminal::out_line(&one.uri)?;
     }
-    store.close()?;
-    Ok(Exit::Success)
+    terminal::say("serving until Ctrl-C");
+    Ok(())
 }

@@ -10,6 +10,8 @@ use kiln_block::{BlockDevice, ByteLen, FileDevice, ReadOnly};
 use kiln_overlaybd::{
     Codec, Layer, LayerError, NewUpper, Packing, Sealing, Stack, Upper, Uuid, Written, pack,
 };
+use kiln_store::Stop;
+use kiln_store::contents::{self, Named};
 use serde_json::json;
 
 use super::output::{Stoppable, begin, finish, folder_of, listen, sync};
@@ -18,7 +20,7 @@ use crate::arguments::{
     Compress, LayerCommitArgs, LayerConvertArgs, LayerCreateArgs, LayerMergeArgs, LayerSealArgs,
     LayerSealingArgs, Target,
 };
-use crate::commands::disk::contents::{self, Named};
+use crate::commands::disk::pool;
 use crate::exit::Exit;
 use crate::failure::{Explain as _, Failure};
 use crate::session::Session;
@@ -124,10 +126,10 @@ fn to_raw(session: &Session, args: &LayerSealingArgs, layers: &[PathBuf]) -> Res
     contents::copy(
         Named { device: &disk, name: &from },
         Named { device: &target, name: &to },
-        &enough,
+        &Stop::from(enough),
         &mut |_| {},
     )
-    .map_err(contents::ContentsError::explained)?;
+    .map_err(|error| pool::refused(error.into()))?;
     finish(file, &args.output)?;
     told(session, &args.output)
 }

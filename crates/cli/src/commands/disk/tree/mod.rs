@@ -13,7 +13,6 @@ mod cdp;
 #[cfg(test)]
 mod picture_tests;
 
-use kiln_parallax::{Pool, PoolError};
 use serde_json::{Value, json};
 
 use self::forest::Forest;
@@ -48,33 +47,6 @@ pub(crate) fn draw(
         }
     }
     Ok(Exit::Success)
-}
-
-/// All disks and snapshots of a pool.
-pub(super) fn nodes(pool: &Pool) -> Result<Vec<Node>, PoolError> {
-    let named = |(disk, snapshot): (String, String)| format!("{disk}@{snapshot}");
-    let mut nodes = Vec::new();
-    for disk in pool.disks() {
-        for snapshot in pool.snapshots(&disk.name)? {
-            nodes.push(Node {
-                name: format!("{}@{}", disk.name, snapshot.name),
-                origin: snapshot.origin.map(named),
-                size: snapshot.size.get(),
-                referenced: snapshot.referenced.get(),
-                created: snapshot.created,
-                served: false,
-            });
-        }
-        nodes.push(Node {
-            name: disk.name,
-            origin: disk.origin.map(named),
-            size: disk.size.get(),
-            referenced: disk.referenced.get(),
-            created: disk.created,
-            served: false,
-        });
-    }
-    Ok(nodes)
 }
 
 fn node_json(node: &Node) -> Value {
