@@ -2,6 +2,7 @@
 
 mod arguments;
 mod commands;
+mod completion;
 mod config;
 mod embedded;
 mod exit;
@@ -28,6 +29,9 @@ use failure::Failure;
 fn main() -> ExitCode {
     // The probe of KVM runs in a process of its own, which is this program again.
     if let Some(code) = kiln_vm::probe::take_over() {
+        return code;
+    }
+    if let Some(code) = completion::take_over() {
         return code;
     }
     // A panic is our bug; Rust's own status for it, 101, already means that a build failed.

@@ -3,12 +3,11 @@
 use crate::arguments::{CompletionsArgs, ManArgs};
 use crate::exit::Exit;
 use crate::failure::{Explain as _, Failure};
-use crate::{reference, terminal};
+use crate::{completion, reference, terminal};
 
 /// `kiln completions`
 pub(crate) fn completions(args: &CompletionsArgs) -> Result<Exit, Failure> {
-    let mut script = Vec::new();
-    clap_complete::generate(args.shell, &mut reference::command(), "kiln", &mut script);
+    let script = completion::script(args.shell)?;
     terminal::out(&String::from_utf8(script)?)?;
     Ok(Exit::Success)
 }

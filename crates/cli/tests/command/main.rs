@@ -1,5 +1,6 @@
 //! What `kiln` says and how it ends, where no virtual machine is needed.
 
+mod completion;
 mod config;
 mod disk;
 mod doctor;
