@@ -7,10 +7,10 @@
 //!
 //! Everything that happens is told to an [`EventSink`]; files go into the run's folder (`docs/formats/recording.md`).
 
+pub(crate) mod disks;
 mod flood;
 pub(crate) mod machine;
 pub(crate) mod qemu;
-mod scratch;
 mod stage;
 
 use std::time::{Duration, Instant};
@@ -22,6 +22,7 @@ use kiln_model::outcome::Outcome;
 use crate::sink::{EventSink, note, tell};
 use crate::stop::{StopToken, Urgency};
 use crate::watch::{Gone, Sign};
+pub use disks::PoolAccess;
 use machine::{Machine, Machines, News};
 use stage::{Console, StageRun};
 
@@ -32,10 +33,10 @@ pub const BOOT_ATTEMPTS: u32 = 2;
 const LAST_LOOK: Duration = Duration::from_secs(1);
 
 /// Executes a job to its end. Every stage of the spec ends with exactly one `stage-ended`, whatever happens.
-pub fn execute(spec: &JobSpec, sink: &mut dyn EventSink, stop: &StopToken) {
+pub fn execute(spec: &JobSpec, access: &PoolAccess, sink: &mut dyn EventSink, stop: &StopToken) {
     let pid = std::process::id();
     tell(sink, Happening::JobStarted { job: spec.job.clone(), pid });
-    let mut machines = qemu::QemuMachines::new(spec);
+    let mut machines = qemu::QemuMachines::new(spec, access);
     Execution::new(spec, sink, stop).all(&mut machines);
 }
 

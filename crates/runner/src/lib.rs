@@ -18,6 +18,7 @@ pub mod watch;
 
 pub use acceleration::settle_acceleration;
 pub use equip::{EquipError, Equipment, Stores, equip, foresee, image_request};
+pub use job::PoolAccess;
 pub use load::{LoadError, Loaded, MAX_SCRIPT, load};
 pub use sink::{EventSink, JsonLines};
 pub use stop::{StopToken, Urgency};

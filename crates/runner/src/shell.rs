@@ -12,6 +12,7 @@ use kiln_model::job::JobSpec;
 use kiln_model::protocol::{Exec, Pty};
 use kiln_vm::agent::{AgentError, ExitStatus, Session, SessionEvent, SessionHandle, SignalTarget};
 
+use crate::job::PoolAccess;
 use crate::job::machine::{Machine as _, News};
 use crate::job::qemu::{QemuMachine, QemuMachines};
 use crate::sink::{EventSink, tell};
@@ -79,10 +80,11 @@ impl Shell {
     /// When it does not come up; nothing is left running.
     pub fn open(
         spec: &JobSpec,
+        access: &PoolAccess,
         sink: &mut dyn EventSink,
         stop: &StopToken,
     ) -> Result<Shell, ShellError> {
-        let mut machine = QemuMachines::new(spec).boot(1).map_err(ShellError::Start)?;
+        let mut machine = QemuMachines::new(spec, access).boot(1).map_err(ShellError::Start)?;
         let (acceleration, pid) = machine.identity();
         tell(sink, Happening::VmStarted { vm: 1, acceleration, pid });
         let deadline = Instant::now() + Duration::from_millis(spec.machine.boot_timeout_ms);

@@ -182,6 +182,14 @@ impl Watch {
         let mut watched = [PollFd::new(&self.0, PollFlags::RDHUP)];
         while poll(&mut watched, None) == Err(rustix::io::Errno::INTR) {}
     }
+
+    /// The same, unless the other descriptor can be read before: whether the owner has hung up.
+    pub fn wait_unless(&self, enough: BorrowedFd<'_>) -> bool {
+        let mut watched =
+            [PollFd::new(&self.0, PollFlags::RDHUP), PollFd::new(&enough, PollFlags::IN)];
+        while poll(&mut watched, None) == Err(rustix::io::Errno::INTR) {}
+        watched[1].revents().is_empty()
+    }
 }
 
 fn other_user(pool: &Path, uid: u32) -> StoreError {

@@ -45,6 +45,7 @@ pub use measured::{Histogram, Measured, OperationFigures};
 pub use name::{Name, TEMPORARY};
 pub use operations::{contents, operate};
 pub use owner::{Dismissal, Opened, Owner, detach, tell_readiness};
+pub use place::private_folder;
 pub use request::{
     Credentials, DiskFigures, DiskStat, Format, Frontend, Kind, NewDisk, Node, PoolFigures,
     Progress, Range, Reply, Request, Serve, Served, Snapshot, Space, Stop,

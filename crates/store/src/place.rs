@@ -53,7 +53,7 @@ impl Place {
             _ => OsString::from(format!(".{by_number}")),
         };
         let mut places = vec![Place { folder: beside, name }];
-        places.push(Place { folder: private_folder(), name: by_number.into() });
+        places.push(Place { folder: private_folder_path(), name: by_number.into() });
         Ok(places)
     }
 
@@ -82,7 +82,7 @@ impl Place {
     /// Listens there, in the place of what a dead owner left. The pool's lock is held by the caller, so nobody alive
     /// listens there.
     pub(crate) fn listen(&self) -> io::Result<Listener> {
-        if self.folder == private_folder() {
+        if self.folder == private_folder_path() {
             make_private(&self.folder)?;
         }
         let path = self.path();
@@ -145,11 +145,22 @@ impl Drop for Listener {
     }
 }
 
-/// The user's own, short-lived folder.
-fn private_folder() -> PathBuf {
+/// The user's own, short-lived folder, which is made if need be: its path is short enough for sockets in it with names
+/// of up to 64 bytes.
+pub fn private_folder() -> io::Result<PathBuf> {
+    let folder = private_folder_path();
+    make_private(&folder)?;
+    Ok(folder)
+}
+
+fn private_folder_path() -> PathBuf {
     let uid = rustix::process::geteuid().as_raw();
     match std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from) {
-        Some(folder) if folder.is_absolute() && folder.is_dir() => folder.join("kiln"),
+        Some(folder)
+            if folder.is_absolute() && folder.is_dir() && folder.as_os_str().len() <= 36 =>
+        {
+            folder.join("kiln")
+        }
         _ => PathBuf::from(format!("/tmp/kiln-{uid}")),
     }
 }

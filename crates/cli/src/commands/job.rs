@@ -7,6 +7,7 @@ use kiln_model::job::JobSpec;
 use kiln_model::outcome::Verdict;
 use kiln_runner::{EventSink, JsonLines, StopToken};
 
+use super::target;
 use crate::arguments::{JobCommand, JobExecArgs};
 use crate::exit::Exit;
 use crate::failure::{Explain as _, Failure};
@@ -46,6 +47,6 @@ fn exec(args: &JobExecArgs) -> Result<Exit, Failure> {
         }
         lines.take(event);
     };
-    kiln_runner::job::execute(&spec, &mut sink, &stop);
+    kiln_runner::job::execute(&spec, &target::pool_access(), &mut sink, &stop);
     Ok(Exit::of_verdict(Verdict::of(&outcomes)))
 }

@@ -57,7 +57,8 @@ pub(crate) fn shell(mut session: Session, args: &ShellArgs) -> Result<Exit, Fail
     settle_acceleration(&mut spec.machine, Some(session.home.cache())).exits(Exit::Setup)?;
 
     let view = BootView::new(&kernel.release);
-    let opened = Shell::open(&spec, &mut |event: Event| view.take(&event), &stop);
+    let opened =
+        Shell::open(&spec, &target::pool_access(), &mut |event: Event| view.take(&event), &stop);
     view.close();
     let shell = opened.map_err(from_shell)?;
     let on_terminal = io::stdin().is_terminal() && io::stdout().is_terminal();

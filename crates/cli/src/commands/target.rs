@@ -6,7 +6,10 @@ use kiln_model::event::KernelIdentity;
 use kiln_model::job::{self, AccelerationChoice, KeepDisks, Machine};
 use kiln_model::plan::{Choices, Plan, PlanError, plan};
 use kiln_model::scenario::{Disk, DiskStart, Scenario, TimeLimit};
-use kiln_runner::{EquipError, Equipment, LoadError, Loaded, Stores, equip, foresee, load};
+use kiln_runner::{
+    EquipError, Equipment, LoadError, Loaded, PoolAccess, Stores, equip, foresee, load,
+};
+use kiln_store::Start;
 use kiln_vm::Emulator;
 
 use super::kernel;
@@ -147,6 +150,12 @@ fn is_full(error: &(dyn std::error::Error + 'static)) -> bool {
 /// The pool that runs take their disks from.
 pub(crate) fn pool(session: &Session) -> std::path::PathBuf {
     session.home.data().join("disks.pool")
+}
+
+/// How jobs get at that pool: through its owner, which is this program once more.
+pub(crate) fn pool_access() -> PoolAccess {
+    let program = std::env::current_exe().unwrap_or_else(|_| "kiln".into()).into_os_string();
+    PoolAccess::owner(Start::new([program, "disk".into(), "own".into(), "--detached".into()]))
 }
 
 /// The disks of a job.

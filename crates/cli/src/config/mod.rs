@@ -160,11 +160,6 @@ impl Config {
         self.text(name).map(PathBuf::from)
     }
 
-    /// Whether a switch is on.
-    pub(crate) fn is_on(&self, name: &str) -> bool {
-        matches!(self.strongest(name).map(|s| &s.value), Some(Value::Switch(true)))
-    }
-
     fn strongest(&self, name: &str) -> Option<&Setting> {
         self.settings.get(name)?.last()
     }

@@ -6,9 +6,11 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use kiln_model::StageName;
 use kiln_model::event::Acceleration;
 use kiln_model::job::Stage;
 
+use super::disks::Kept;
 use crate::watch::Sign;
 
 /// Most bytes of artifacts one stage may bring home.
@@ -47,11 +49,11 @@ pub(crate) trait Machine {
     /// as console signs.
     fn diagnose(&mut self) -> Option<String>;
 
-    /// Whether it stands still because of this host, not of its kernel: a full disk, for one.
+    /// What this host did that its kernel must not be blamed for: a full pool, for one.
     fn host_trouble(&mut self) -> Option<String>;
 
-    /// Keeps the disks as files in this folder when the machine ends.
-    fn keep_disks(&mut self, folder: &Path) -> Result<Vec<Saved>, String>;
+    /// Keeps the disks in the pool, as they are after this stage. The machine goes on.
+    fn keep_disks(&mut self, stage: &StageName) -> Result<Vec<Kept>, String>;
 
     /// Ends it: politely if there is hope that it listens. Says how it went, for a person.
     fn end(self: Box<Self>, politely: bool) -> String;

@@ -13,6 +13,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use kiln_block::ByteLen;
+use kiln_model::StageName;
 use kiln_model::event::Acceleration;
 use kiln_model::job::{JobSpec, Stage, Suite};
 use kiln_model::protocol::{Exec, Pty};
@@ -22,12 +23,11 @@ use kiln_vm::agent::{
 use kiln_vm::console::Line;
 use kiln_vm::splat::Detector;
 use kiln_vm::{
-    CHANGING_PARAMETERS, DiskSpec, Durability, Emulator, Ended, How, Next, Vm, VmEvent, VmSpec,
-    probe,
+    CHANGING_PARAMETERS, DiskSpec, Emulator, Ended, How, Next, Vm, VmEvent, VmSpec, probe,
 };
 
+use super::disks::{DiskSource, Disks, Kept, PoolAccess};
 use super::machine::{ARTIFACT_BYTES, ARTIFACT_ENTRIES, Machine, Machines, News, Pulled, Saved};
-use super::scratch::Scratch;
 use crate::chain::chain;
 use crate::watch::{Exit, Gone, Sign};
 
@@ -41,6 +41,8 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const PULL_PATIENCE: Duration = Duration::from_secs(300);
 /// How long a guest may take to switch itself off.
 const FAREWELL: Duration = Duration::from_secs(30);
+/// How long a guest may take to write everything to its disks.
+const SYNCING: Duration = Duration::from_secs(10);
 /// How long a hanging guest is questioned.
 const QUESTIONING: Duration = Duration::from_secs(8);
 /// The terminal of every stage; recordings are made for this size.
@@ -54,12 +56,32 @@ const LOUDEST: u8 = b'8';
 /// Makes QEMU machines for a job.
 pub(crate) struct QemuMachines<'a> {
     spec: &'a JobSpec,
+    access: PoolAccess,
+    source: Option<DiskSource>,
     acceleration: Option<Acceleration>,
 }
 
 impl<'a> QemuMachines<'a> {
-    pub(crate) fn new(spec: &'a JobSpec) -> QemuMachines<'a> {
-        QemuMachines { spec, acceleration: None }
+    pub(crate) fn new(spec: &'a JobSpec, access: &PoolAccess) -> QemuMachines<'a> {
+        QemuMachines { spec, access: access.clone(), source: None, acceleration: None }
+    }
+
+    /// The disks of the next machine; none where the job has none.
+    fn disks(
+        &mut self,
+        number: u32,
+        reports: &SyncSender<Report>,
+    ) -> Result<Option<Disks>, String> {
+        if self.source.is_none() {
+            self.source = DiskSource::open(self.spec, &self.access)?;
+        }
+        let Some(source) = &mut self.source else { return Ok(None) };
+        let reports = reports.clone();
+        let on_loss = move |reason| {
+            // Fails when nobody listens any more: the machine is being ended.
+            let _ = reports.send(Report::News(News::Sign(Sign::Gone(Gone::ByHost(reason)))));
+        };
+        source.disks(self.spec, number, on_loss).map(Some)
     }
 
     fn acceleration(&mut self) -> Result<Acceleration, String> {
@@ -81,12 +103,10 @@ impl<'a> QemuMachines<'a> {
         let folder = spec.folder.join("machines").join(number.to_string());
         fs::create_dir_all(&folder)
             .map_err(|error| format!("cannot make {}: {error}", folder.display()))?;
-        let scratch = Scratch::make(&spec.folder, &spec.disks)?;
-        let disks = scratch.paths().map(|(serial, path)| DiskSpec::File {
-            serial: serial.to_owned(),
-            path,
-            durability: Durability::Discardable,
-        });
+        let (reports, inbox) = mpsc::sync_channel(WAITING);
+        let disks = self.disks(number, &reports)?;
+        let served = disks.iter().flat_map(Disks::sockets);
+        let served = served.map(|socket| DiskSpec::Served { socket: socket.to_owned() });
         let changing: &[&str] = if spec.kernel.fast { CHANGING_PARAMETERS } else { &[] };
         let parameters = changing.iter().map(|word| (*word).to_owned());
         let vm = Vm::start(&VmSpec {
@@ -98,13 +118,12 @@ impl<'a> QemuMachines<'a> {
             init_arguments: Vec::new(),
             memory: ByteLen::new(spec.machine.memory),
             cpus: spec.machine.cpus,
-            disks: disks.collect(),
+            disks: served.collect(),
             console_log: folder.join("console.log"),
             console_limit: CONSOLE_LIMIT,
         })
         .map_err(|error| chain(&error))?;
         let vm = Arc::new(vm);
-        let (reports, inbox) = mpsc::sync_channel(WAITING);
         listen_to_machine(&vm, reports.clone());
         let boot_timeout = Duration::from_millis(spec.machine.boot_timeout_ms);
         greet(&vm, reports.clone(), Preparation::of(spec), vm.started() + boot_timeout)?;
@@ -112,7 +131,8 @@ impl<'a> QemuMachines<'a> {
             vm,
             acceleration,
             folder,
-            scratch,
+            disks,
+            job: spec.clone(),
             reports,
             inbox,
             agent: None,
@@ -143,7 +163,9 @@ pub(crate) struct QemuMachine {
     vm: Arc<Vm>,
     acceleration: Acceleration,
     folder: PathBuf,
-    scratch: Scratch,
+    /// Behind the machine, so that they are there for as long as it is.
+    disks: Option<Disks>,
+    job: JobSpec,
     reports: SyncSender<Report>,
     inbox: Receiver<Report>,
     last_beat: Instant,
@@ -394,22 +416,24 @@ impl Machine for QemuMachine {
     }
 
     fn host_trouble(&mut self) -> Option<String> {
-        // QEMU stops a machine whose disk cannot grow, instead of telling the guest.
-        let asked =
-            self.vm.control().execute("query-status", serde_json::json!({}), QUESTIONING).ok()?;
-        (asked.get("status")?.as_str()? == "io-error").then(|| {
-            let folder = self.folder.display();
-            format!("QEMU cannot write the machine's disks: is the filesystem of {folder} full?")
-        })
+        self.disks.as_ref()?.trouble()
     }
 
-    fn keep_disks(&mut self, folder: &Path) -> Result<Vec<Saved>, String> {
-        if let Ok(agent) = self.agent() {
-            let _ = agent.sync(Instant::now() + Duration::from_secs(10));
+    fn keep_disks(&mut self, stage: &StageName) -> Result<Vec<Kept>, String> {
+        let Some(disks) = &self.disks else { return Ok(Vec::new()) };
+        if let Some(agent) = self.agent.as_ref().filter(|_| !self.agent_lost) {
+            // What it has not written yet is a part of what it left; a guest that hangs cannot, and loses it.
+            let _ = agent.sync(Instant::now() + SYNCING);
         }
-        self.vm.kill();
-        let _ = self.vm.wait(Some(Instant::now() + FAREWELL));
-        self.scratch.keep(folder).map_err(|error| format!("{}: {error}", folder.display()))
+        // Between two of its writes, so that the disks agree with each other. One that is gone writes nothing.
+        let control = self.vm.control();
+        let stopped = control.execute("stop", serde_json::Value::Null, QUESTIONING).is_ok();
+        let kept = disks.keep(&self.job, stage);
+        if stopped {
+            // One that does not go on is found silent by the next stage.
+            let _ = control.execute("cont", serde_json::Value::Null, QUESTIONING);
+        }
+        kept
     }
 
     fn end(self: Box<Self>, politely: bool) -> String {

@@ -11,6 +11,7 @@ use kiln_model::hostile;
 use kiln_model::job::{KeepDisks, Stage, Suite};
 use kiln_model::outcome::Outcome;
 
+use super::disks::Kept;
 use super::flood::{BUDGET, Flood};
 use super::machine::{News, Saved};
 use super::{Aftermath, Execution, LAST_LOOK, Live};
@@ -374,9 +375,7 @@ impl<'r, 'a> StageRun<'r, 'a> {
             return Aftermath { outcome, machine_usable: false };
         };
         let Ending::Exited(exit) = ending else {
-            if matches!(ending, Ending::Hang | Ending::Deadline)
-                && let Some(reason) = self.live.machine.host_trouble()
-            {
+            if let Some(reason) = self.live.machine.host_trouble() {
                 return Aftermath { outcome: Outcome::Broken { reason }, machine_usable: false };
             }
             if matches!(ending, Ending::Hang | Ending::Deadline) {
@@ -421,9 +420,13 @@ impl<'r, 'a> StageRun<'r, 'a> {
             outcome = crashed;
             machine_usable = false;
         }
-        if self.keep_disks(&outcome) {
+        if outcome.counts_against_the_kernel()
+            && let Some(reason) = self.live.machine.host_trouble()
+        {
+            outcome = Outcome::Broken { reason };
             machine_usable = false;
         }
+        self.keep_disks(&outcome);
         Aftermath { outcome, machine_usable }
     }
 
@@ -470,22 +473,26 @@ impl<'r, 'a> StageRun<'r, 'a> {
         }
     }
 
-    /// Keeps the disks of a stage that did not pass, where that was asked for. Says whether it did.
-    fn keep_disks(&mut self, outcome: &Outcome) -> bool {
+    /// Keeps the disks as they are now, where that was asked for.
+    fn keep_disks(&mut self, outcome: &Outcome) {
         let wanted = match self.job.spec.keep_disks {
             KeepDisks::Never => false,
             KeepDisks::Failed => worth_keeping(outcome),
             KeepDisks::Always => true,
         };
         if !wanted || self.job.spec.disks.is_empty() {
-            return false;
+            return;
         }
         let stage = self.stage.name.clone();
-        match self.live.machine.keep_disks(&self.stage_folder().join("disks")) {
-            Ok(saved) => self.job.tell_saved(Some(&stage), &saved),
+        match self.live.machine.keep_disks(&stage) {
+            Ok(kept) => {
+                for Kept { serial, snapshot } in kept {
+                    let stage = stage.clone();
+                    tell(self.job.sink, Happening::DiskKept { stage, serial, snapshot });
+                }
+            }
             Err(reason) => self.job.warn(format!("cannot keep the disks of {stage}: {reason}")),
         }
-        true
     }
 
     fn flush(&mut self) {

@@ -4,11 +4,13 @@ use std::collections::VecDeque;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
+use kiln_model::StageName;
 use kiln_model::event::{Acceleration, Event, KernelIdentity};
 use kiln_model::job::{self, AccelerationChoice, JobKernel, KeepDisks, Machine as Shape, Suite};
 use kiln_model::splat::{Splat, SplatKind};
 
-use super::machine::{Pulled, Saved};
+use super::disks::Kept;
+use super::machine::Pulled;
 use super::*;
 use crate::watch::Exit;
 
@@ -135,9 +137,9 @@ impl Machine for FakeMachine {
         }
     }
 
-    fn keep_disks(&mut self, folder: &Path) -> Result<Vec<Saved>, String> {
-        self.note("keep disks");
-        Ok(vec![Saved { path: folder.join("d.raw"), bytes: 5 }])
+    fn keep_disks(&mut self, stage: &StageName) -> Result<Vec<Kept>, String> {
+        self.note(&format!("keep disks of {stage}"));
+        Ok(vec![Kept { serial: "d".into(), snapshot: format!("run:{stage}:d@kept") }])
     }
 
     fn end(self: Box<Self>, politely: bool) -> String {
@@ -219,6 +221,7 @@ fn play_with(
             }
             Happening::Note { text, .. } => format!("note: {text}"),
             Happening::ArtifactSaved { path, .. } => format!("saved {path}"),
+            Happening::DiskKept { snapshot, .. } => format!("kept {snapshot}"),
             Happening::Output { text, .. } => format!("output {}", text.len()),
             _ => return,
         });
@@ -510,27 +513,51 @@ fn a_flood_of_output_is_bounded_and_said() {
     );
 }
 
-#[test]
-fn disks_of_a_stage_that_did_not_pass_are_kept_where_that_was_asked_for() {
+fn kept_when(keep_disks: KeepDisks) -> Vec<String> {
     let told = play_with(
-        |spec| spec.keep_disks = KeepDisks::Failed,
+        |spec| spec.keep_disks = keep_disks,
         ["passes", "fails", "next"].map(stage).to_vec(),
-        vec![
-            Ok(vec![ready(), Act::AwaitLaunch, exit(0), Act::AwaitLaunch, exit(1)]),
-            Ok(vec![ready(), Act::AwaitLaunch, exit(0)]),
-        ],
+        vec![Ok(vec![
+            ready(),
+            Act::AwaitLaunch,
+            exit(0),
+            Act::AwaitLaunch,
+            exit(1),
+            Act::AwaitLaunch,
+            exit(0),
+        ])],
         &StopToken::new(),
     );
-    assert!(told.lines.contains(&"saved stages/fails/disks/d.raw".to_owned()), "{:?}", told.lines);
-    assert_eq!(
-        told.log,
-        [
-            "1: launch passes",
-            "1: launch fails",
-            "1: keep disks",
-            "1: kill",
-            "2: launch next",
-            "2: power off"
-        ]
+    told.lines.into_iter().filter(|line| line.starts_with("kept")).collect()
+}
+
+#[test]
+fn disks_are_kept_after_the_stages_that_were_asked_for_and_the_machine_goes_on() {
+    assert_eq!(kept_when(KeepDisks::Never), Vec::<String>::new());
+    assert_eq!(kept_when(KeepDisks::Failed), ["kept run:fails:d@kept"]);
+    assert_eq!(kept_when(KeepDisks::Always).len(), 3);
+}
+
+/// A guest whose disks failed on this host says nothing about its kernel.
+#[test]
+fn a_failure_on_disks_that_failed_on_the_host_is_broken_and_the_next_stage_gets_other_disks() {
+    let told = play(
+        ["fails", "next"].map(stage).to_vec(),
+        vec![
+            Ok(vec![
+                ready(),
+                Act::AwaitLaunch,
+                exit(1),
+                Act::StandStill("the pool is full".into()),
+            ]),
+            Ok(vec![ready(), Act::AwaitLaunch, exit(0)]),
+        ],
     );
+    assert!(
+        told.lines.contains(&"fails: broken (the pool is full)".to_owned()),
+        "{:?}",
+        told.lines
+    );
+    assert!(told.lines.contains(&"next: passed".to_owned()), "{:?}", told.lines);
+    assert_eq!(told.log, ["1: launch fails", "1: kill", "2: launch next", "2: power off"]);
 }

@@ -9,6 +9,7 @@ use kiln_model::job::{AccelerationChoice, Disk, JobSpec};
 use kiln_model::plan::{Choices, plan};
 use kiln_model::scenario::MachineWish;
 use kiln_model::testing::guest_executable;
+use kiln_runner::job::PoolAccess;
 use kiln_runner::{Loaded, StopToken, Stores, equip, job};
 
 /// A run's folder, gone with this.
@@ -67,7 +68,8 @@ impl Room {
 
     pub(crate) fn execute(&self, spec: &JobSpec, stop: &StopToken) -> Told {
         let mut events = Vec::new();
-        job::execute(spec, &mut |event: Event| events.push(event.event), stop);
+        let access = PoolAccess::inside();
+        job::execute(spec, &access, &mut |event: Event| events.push(event.event), stop);
         Told { events, folder: spec.folder.clone() }
     }
 
