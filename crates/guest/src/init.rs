@@ -42,18 +42,9 @@ const MOUNTS: [Mount; 10] = [
     Mount { kind: "tracefs", target: "/sys/kernel/tracing", flags: SAFE, data: c"" },
 ];
 
-/// Makes a bare initramfs a place where programs feel at home.
+/// Mounts what the kernel offers, and says how much of it the console tells.
 pub(crate) fn set_up() -> Cmdline {
     MOUNTS.iter().for_each(mount_one);
-    for (link, target) in [
-        ("/dev/fd", "/proc/self/fd"),
-        ("/dev/stdin", "/proc/self/fd/0"),
-        ("/dev/stdout", "/proc/self/fd/1"),
-        ("/dev/stderr", "/proc/self/fd/2"),
-        ("/etc/mtab", "/proc/self/mounts"),
-    ] {
-        link_if_absent(target, Path::new(link));
-    }
     let cmdline = Cmdline::read();
     let hostname = cmdline.kiln("hostname").unwrap_or("kiln");
     if let Err(error) = rustix::system::sethostname(hostname.as_bytes()) {
@@ -67,8 +58,21 @@ pub(crate) fn set_up() -> Cmdline {
     if let Err(error) = raise_loopback() {
         say!("cannot raise the loopback interface: {error}");
     }
-    install_modprobe();
     cmdline
+}
+
+/// Puts what programs expect into the root they will see.
+pub(crate) fn furnish() {
+    for (link, target) in [
+        ("/dev/fd", "/proc/self/fd"),
+        ("/dev/stdin", "/proc/self/fd/0"),
+        ("/dev/stdout", "/proc/self/fd/1"),
+        ("/dev/stderr", "/proc/self/fd/2"),
+        ("/etc/mtab", "/proc/self/mounts"),
+    ] {
+        link_if_absent(target, Path::new(link));
+    }
+    install_modprobe();
 }
 
 fn mount_one(wanted: &Mount) {
@@ -124,9 +128,10 @@ fn install_modprobe() {
     if modprobe.exists() {
         return;
     }
-    if let Ok(ourselves) = fs::read_link("/proc/self/exe") {
-        link_if_absent(&ourselves.to_string_lossy(), modprobe);
-    }
+    // After a change of root we run from a file that is gone, and are there as what we were called.
+    let ourselves = fs::read_link("/proc/self/exe").ok().filter(|path| path.exists());
+    let ourselves = ourselves.unwrap_or_else(|| "/init".into());
+    link_if_absent(&ourselves.to_string_lossy(), modprobe);
 }
 
 /// Sets IFF_UP on interface 1, which is always the loopback, with one rtnetlink message; the kernel

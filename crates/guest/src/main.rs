@@ -17,6 +17,7 @@ mod outbox;
 mod port;
 mod power;
 mod reaper;
+mod root;
 mod session;
 mod transfer;
 
@@ -70,6 +71,12 @@ fn be_init() -> ExitCode {
             say!("{}", trouble.text);
         }
     }
+    if let Err(trouble) = root::enter(&cmdline) {
+        say!("{trouble}");
+        // Whatever runs without its root would blame the kernel for what is missing.
+        power::off();
+    }
+    init::furnish();
     if let Err(error) = disks::rescan() {
         say!("cannot link disks by their serials: {error}");
     }

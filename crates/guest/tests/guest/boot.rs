@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use kiln_block::ByteLen;
 use kiln_image::cache::{GuestExecutable, ImageRequest, ImageStore};
+use kiln_image::ext2::{Options, Plan, Time, Tree};
 use kiln_image::kernel::{self, Host, Kernel, KernelCache};
 use kiln_image::manifest::{ManifestSource, Part};
 use kiln_model::event::Acceleration;
@@ -14,6 +15,9 @@ use kiln_model::protocol::{Exec, Pty};
 use kiln_model::testing::guest_executable;
 use kiln_vm::agent::{Agent, AgentError, ExitStatus, PullLimits};
 use kiln_vm::{DiskSpec, Durability, Emulator, How, Vm, VmSpec};
+
+/// The programs every scenario has.
+const PROGRAMS: &str = "include = [\"base\"]";
 
 /// Long enough for the slowest machine; reached only by a test that fails.
 fn soon() -> Instant {
@@ -24,7 +28,7 @@ fn soon() -> Instant {
 fn a_kernel_boots_and_its_guest_does_what_the_host_asks() {
     let folder = tempfile::tempdir().unwrap();
     let kernel = kernel();
-    let initramfs = initramfs(&kernel, folder.path());
+    let initramfs = initramfs(&kernel, folder.path(), PROGRAMS);
     let disk = folder.path().join("disk");
     fs::File::create(&disk).unwrap().set_len(8 << 20).unwrap();
     let console = folder.path().join("console.log");
@@ -146,17 +150,75 @@ fn kernel() -> Kernel {
         .unwrap_or_else(|error| panic!("{error}"))
 }
 
-/// The programs every scenario has, and our executable as their init.
-fn initramfs(kernel: &Kernel, folder: &Path) -> PathBuf {
+/// What a manifest says, and our executable as init.
+fn request(kernel: &Kernel, folder: &Path, manifest: &str) -> ImageRequest {
     let manifest = ManifestSource {
         name: "guest.toml".to_owned(),
-        text: "include = [\"base\"]".to_owned(),
+        text: manifest.to_owned(),
         folder: Some(folder.to_owned()),
         part: Part::Whole,
     };
-    let store = ImageStore::open(&folder.join("images")).unwrap();
     let kernels = KernelCache::new(folder.join("kernels"));
     let executable = GuestExecutable::File(guest_executable());
-    let request = ImageRequest::new(manifest, kernel.clone(), kernels, executable);
+    ImageRequest::new(manifest, kernel.clone(), kernels, executable)
+}
+
+fn initramfs(kernel: &Kernel, folder: &Path, manifest: &str) -> PathBuf {
+    let store = ImageStore::open(&folder.join("images")).unwrap();
+    let request = request(kernel, folder, manifest);
     store.get_or_build(&request).unwrap_or_else(|error| panic!("{error}")).path
+}
+
+#[test]
+fn a_guest_lives_on_a_root_disk_that_is_never_written() {
+    const DRIVERS: &str = "virtio_blk,ext4,overlay";
+    let folder = tempfile::tempdir().unwrap();
+    let kernel = kernel();
+    let drivers: Vec<String> = DRIVERS.split(',').map(|name| format!("{name:?}")).collect();
+    let drivers = format!("modules = [{}]", drivers.join(", "));
+    let tiny = initramfs(&kernel, folder.path(), &drivers);
+    let inventory = request(&kernel, folder.path(), PROGRAMS).inventory().unwrap();
+    let mut tree = Tree::new();
+    tree.add_inventory(&inventory, Time::default()).unwrap();
+    let root = folder.path().join("root.img");
+    let plan = Plan::new(tree, &Options::default()).unwrap();
+    plan.write(&fs::File::create(&root).unwrap()).unwrap();
+    let before = fs::read(&root).unwrap();
+    let console = folder.path().join("console.log");
+    let vm = Vm::start(&VmSpec {
+        emulator: Emulator::find(None).unwrap_or_else(|error| panic!("{error}")),
+        acceleration: Acceleration::Tcg,
+        kernel: kernel.image,
+        initramfs: Some(tiny),
+        parameters: vec![format!("kiln.modules={DRIVERS}"), "kiln.root=root".into()],
+        init_arguments: Vec::new(),
+        memory: ByteLen::mib(256),
+        cpus: 1,
+        disks: vec![DiskSpec::File {
+            serial: "root".into(),
+            path: root.clone(),
+            durability: Durability::Discardable,
+        }],
+        console_log: console.clone(),
+        console_limit: ByteLen::mib(4),
+    })
+    .unwrap();
+    let told = || fs::read_to_string(&console).unwrap_or_default();
+    let agent = Agent::greet(vm.agent_stream().unwrap(), soon())
+        .unwrap_or_else(|error| panic!("{error}\n{}", told()));
+    let mounts = run(&agent, "cat /proc/mounts").0;
+    let roots: Vec<&str> = mounts.lines().filter(|line| line.contains(" / ")).collect();
+    assert_eq!(roots.last().map(|line| &line[..10]), Some("overlay / "), "{mounts}");
+    for target in ["/proc", "/sys", "/dev", "/dev/pts", "/run", "/tmp", "/sys/fs/cgroup"] {
+        assert!(mounts.contains(&format!(" {target} ")), "{target} is missing in\n{mounts}");
+    }
+    let script = "echo changed > /etc/passwd && cat /etc/passwd && rm /etc/hosts && \
+                  echo new > /new && sync && cat /new && readlink /sbin/modprobe";
+    assert_eq!(run(&agent, script).0, "changed\nnew\n/init\n");
+    assert_eq!(run(&agent, "/sbin/modprobe -q nonsense; echo $?").0, "1\n");
+    agent.power_off(soon()).unwrap();
+    let ended = vm.wait(Some(soon())).unwrap_or_else(|| panic!("still there\n{}", told()));
+    assert!(matches!(ended.how, How::PoweredOff), "{ended:?}\n{}", told());
+    assert!(!told().contains("kiln-guest:"), "the guest complained:\n{}", told());
+    assert!(fs::read(&root).unwrap() == before, "the root disk was written to");
 }
