@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use rustix::buffer::spare_capacity;
 use rustix::event::epoll;
-use rustix::event::{EventfdFlags, eventfd};
+use rustix::event::{EventfdFlags, Timespec, eventfd};
 
 use super::chain::Chain;
 use super::disk::{Disk, Done, Memory};
@@ -24,6 +24,8 @@ use super::ring::{Ring, Setup};
 const MOST_THREADS: usize = 8;
 /// Requests that are given back together.
 const BATCH: usize = 32;
+/// How long what a guest wrote may take to be seen here, and a hundred times that.
+const MOMENT: Duration = Duration::from_millis(1);
 /// Bytes after which a batch is given back, so that nobody waits for its neighbours' long copies.
 const BATCH_BYTES: u64 = 256 << 10;
 
@@ -87,6 +89,7 @@ impl Running {
             waiting: AtomicUsize::new(0),
             threads: Mutex::new(Vec::new()),
         });
+        engine.ring().tell_anyway();
         engine.spawn()?;
         Ok(Running { engine })
     }
@@ -223,8 +226,13 @@ impl Engine {
             if self.poll_ring() {
                 continue;
             }
-            if self.ring().ask_for_kick() {
-                self.wait();
+            // Twice, for the guest that looked too early (see `Ring::tell`): a kick that it left out shows in the
+            // ring long before the first wait is over.
+            if self.ring().ask_for_kick()
+                && self.wait(Some(MOMENT)) == 0
+                && self.ring().ask_for_kick()
+            {
+                self.wait(None);
             }
         }
     }
@@ -247,10 +255,12 @@ impl Engine {
         false
     }
 
-    fn wait(&self) {
+    /// How many events there were: kicks, or the queue's end.
+    fn wait(&self, at_most: Option<Duration>) -> usize {
         let mut events: Vec<epoll::Event> = Vec::with_capacity(2);
+        let limit = at_most.and_then(|limit| Timespec::try_from(limit).ok());
         // Interrupted or not, whoever asked looks again.
-        let _ = epoll::wait(self.epoll.as_fd(), spare_capacity(&mut events), None);
+        epoll::wait(self.epoll.as_fd(), spare_capacity(&mut events), limit.as_ref()).unwrap_or(0)
     }
 }
 

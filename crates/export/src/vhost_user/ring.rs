@@ -3,10 +3,11 @@
 use std::fs::File;
 use std::io::Write;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{Ordering, fence};
 
+use virtio_bindings::virtio_ring::VRING_AVAIL_F_NO_INTERRUPT;
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
-use vm_memory::GuestAddress;
+use vm_memory::{Bytes, GuestAddress};
 
 use super::disk::Memory;
 use super::inflight::Notes;
@@ -41,6 +42,8 @@ pub(crate) struct Ring {
     log_used_at: Option<u64>,
     call: Option<Arc<File>>,
     error: Option<Arc<File>>,
+    /// The used ring's index when the guest was told last.
+    told: u16,
     /// Requests that a former back-end took and did not finish, the oldest last.
     again: Vec<u16>,
     /// The guest wrote nonsense into a ring: nothing is taken from it any more.
@@ -86,6 +89,7 @@ impl Ring {
             log_used_at: setup.log_used_at,
             call: setup.call.clone(),
             error: setup.error.clone(),
+            told: used,
             again,
             broken: false,
         })
@@ -137,6 +141,7 @@ impl Ring {
 
     /// Asks for a kick when there is more; `false` where there already is.
     pub(crate) fn ask_for_kick(&mut self) -> bool {
+        self.tell();
         if self.broken {
             return true;
         }
@@ -176,11 +181,45 @@ impl Ring {
             }
         }
         self.mark_used();
-        match self.queue.needs_notification(guest) {
-            Ok(true) => signal(self.call.as_deref()),
-            Ok(false) => {}
-            Err(_) => self.give_up(),
+        self.tell();
+    }
+
+    /// Tells the guest that requests came back, if it wants to know.
+    ///
+    /// A guest that begins to want it writes so, and then looks for itself. Between the two it has a
+    /// barrier, which QEMU leaves out where it emulates a single processor: the guest may look before what it
+    /// wrote can be seen here. So this is asked once more before a thread sleeps, about everything that came
+    /// back since the guest was last told.
+    pub(crate) fn tell(&mut self) {
+        let used = self.queue.next_used();
+        let untold = used.wrapping_sub(self.told);
+        if untold == 0 {
+            return;
         }
+        // A guest that polls is never told; what it was not told long ago is not news.
+        self.told = used.wrapping_sub(untold.min(1 << 15));
+        fence(Ordering::SeqCst);
+        let size = u64::from(self.queue.size());
+        let event_idx = self.queue.event_idx_enabled();
+        let at = self.queue.avail_ring() + if event_idx { 4 + 2 * size } else { 0 };
+        let Ok(word) = self.memory.guest.load(GuestAddress(at), Ordering::Relaxed) else {
+            return self.give_up();
+        };
+        let word = u16::from_le(word);
+        let wanted = if event_idx {
+            used.wrapping_sub(word).wrapping_sub(1) < used.wrapping_sub(self.told)
+        } else {
+            u32::from(word) & VRING_AVAIL_F_NO_INTERRUPT == 0
+        };
+        if wanted {
+            self.told = used;
+            signal(self.call.as_deref());
+        }
+    }
+
+    /// Tells the guest in any case: whoever gave something back before may have died before it did.
+    pub(crate) fn tell_anyway(&self) {
+        signal(self.call.as_deref());
     }
 
     fn mark_used(&self) {
