@@ -130,6 +130,13 @@ pub enum Why {
     },
     /// Something about the request itself is wrong: a name, a size, a mixture.
     Request,
+    /// A stream is not for this disk, or not a stream.
+    Stream,
+    /// A stream ended early; what arrived is kept.
+    Cut {
+        /// What the sender goes on from.
+        token: String,
+    },
     /// Something would be lost, and nobody said that it may.
     WouldLose,
     /// Somebody reads or writes it.

@@ -23,7 +23,7 @@ pub const LONGEST_REQUEST: usize = 1 << 20;
 /// The longest text that a client reads.
 pub const LONGEST_ANSWER: usize = 256 << 20;
 /// Descriptors that come with one frame.
-pub const MOST_FILES: usize = 4;
+pub const MOST_FILES: usize = 64;
 
 /// Why a frame was not read or written.
 #[derive(Debug, thiserror::Error)]
@@ -194,11 +194,11 @@ mod tests {
     #[test]
     fn more_files_than_anything_needs_are_refused_and_closed() {
         let (one, two) = UnixStream::pair().unwrap();
-        let five = [one.as_fd(); 5];
-        assert!(matches!(send(&one, &1, &five, 8), Err(FrameError::TooManyFiles)));
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(5))];
+        let files = [one.as_fd(); MOST_FILES + 1];
+        assert!(matches!(send(&one, &1, &files, 8), Err(FrameError::TooManyFiles)));
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST_FILES + 1))];
         let mut beside = SendAncillaryBuffer::new(&mut space);
-        assert!(beside.push(SendAncillaryMessage::ScmRights(&five)));
+        assert!(beside.push(SendAncillaryMessage::ScmRights(&files)));
         sendmsg(&one, &[IoSlice::new(&[1, 0, 0, 0, b'1'])], &mut beside, SendFlags::empty())
             .unwrap();
         assert!(matches!(receive::<u64>(&two, 8), Err(FrameError::TooManyFiles)));

@@ -47,8 +47,9 @@ pub use operations::{contents, operate};
 pub use owner::{Dismissal, Opened, Owner, detach, tell_readiness};
 pub use place::private_folder;
 pub use request::{
-    Credentials, DiskFigures, DiskStat, Format, Frontend, Kind, NewDisk, Node, PoolFigures,
-    Progress, Range, Reply, Request, Serve, Served, Snapshot, Space, Stop,
+    BackingImage, Compression, Credentials, DiskFigures, DiskStat, Format, Frontend, Kind, NewDisk,
+    Node, Partial, PoolFigures, Progress, Range, Reply, Request, Serve, Served, Snapshot, Space,
+    Stop,
 };
 pub use store::{Start, Store};
 

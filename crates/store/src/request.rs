@@ -117,7 +117,8 @@ pub enum Request {
         /// What to call the file.
         file: String,
     },
-    /// A disk made from the file that comes with the request. Answer: [`Reply::Copied`].
+    /// A disk made from an image, whose files come with the request: itself, and each backing file below the one
+    /// before. Answer: [`Reply::Copied`].
     Import {
         /// The disk's name.
         name: String,
@@ -126,8 +127,15 @@ pub enum Request {
         format: Option<Format>,
         /// What to call the file.
         file: String,
+        /// The files below it.
+        #[serde(default)]
+        backing: Vec<BackingImage>,
+        /// A snapshot inside the image, by name or id, instead of what it is now.
+        #[serde(default)]
+        snapshot: Option<String>,
     },
-    /// Writes a disk or snapshot to the empty file that comes with the request. Answer: [`Reply::Copied`].
+    /// Writes a disk or snapshot to the empty file, or the pipe, that comes with the request. Answer:
+    /// [`Reply::Copied`].
     Export {
         /// The disk or snapshot.
         name: String,
@@ -135,7 +143,43 @@ pub enum Request {
         format: Format,
         /// What to call the file.
         file: String,
+        /// Compresses what is stored, which a raw file and a pipe cannot.
+        #[serde(default)]
+        compress: Option<Compression>,
+        /// It can only be written front to back.
+        #[serde(default)]
+        pipe: bool,
     },
+    /// Writes a snapshot, or what changed since another one of the same disk, as a stream to the file that comes with
+    /// the request. Answer: [`Reply::Sent`].
+    Send {
+        /// The disk.
+        disk: String,
+        /// Its snapshot.
+        snapshot: String,
+        /// The snapshot the receiver has.
+        #[serde(default)]
+        from: Option<String>,
+        /// Compresses data.
+        #[serde(default)]
+        compress: bool,
+        /// The token of a receiver that was cut off.
+        #[serde(default)]
+        resume: Option<String>,
+        /// What to call the file.
+        file: String,
+    },
+    /// Makes a disk and its snapshot, or the next snapshot of a disk, out of the stream in the file that comes with
+    /// the request. Answer: [`Reply::Received`].
+    Receive {
+        /// The disk, if not the one the stream names.
+        #[serde(default)]
+        disk: Option<String>,
+        /// What to call the file.
+        file: String,
+    },
+    /// What was received in part. Answer: [`Reply::Partials`].
+    Partials,
     /// All disks and snapshots, and what evolved from what. Answer: [`Reply::Tree`].
     Tree,
     /// Where the space is. Answer: [`Reply::Space`].
@@ -194,6 +238,41 @@ pub enum Format {
     Raw,
     /// QEMU's.
     Qcow2,
+}
+
+/// A file below an image.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BackingImage {
+    /// What to call it.
+    pub file: String,
+    /// What it is.
+    pub format: Format,
+}
+
+/// How an image is compressed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Compression {
+    /// Zstandard.
+    Zstd,
+    /// Deflate, for old readers.
+    Deflate,
+}
+
+/// A disk that was received in part.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Partial {
+    /// What it is called until it is complete.
+    pub name: String,
+    /// The snapshot that was sent, `NAME@SNAP` as it was called there.
+    pub of: String,
+    /// How large the disk is.
+    pub size: u64,
+    /// How much of it is here.
+    pub received: u64,
+    /// What the sender goes on from.
+    pub token: String,
 }
 
 /// Disks to serve, and how.
@@ -336,6 +415,31 @@ pub enum Reply {
         source_size: u64,
         /// How many bytes were written.
         written: u64,
+    },
+    /// A stream was written.
+    Sent {
+        /// Bytes of the disk in it.
+        data: u64,
+        /// How long it is.
+        bytes: u64,
+    },
+    /// A stream was received.
+    Received {
+        /// The disk.
+        disk: String,
+        /// Its new snapshot.
+        snapshot: String,
+        /// How large it is.
+        size: u64,
+        /// How many bytes were written.
+        written: u64,
+        /// How long the stream was.
+        bytes: u64,
+    },
+    /// What was received in part.
+    Partials {
+        /// By name.
+        partials: Vec<Partial>,
     },
     /// All disks and snapshots.
     Tree {

@@ -1,6 +1,10 @@
 //! What disks hold: copied without holes and zeros, and compared.
 
-use kiln_block::{BlockDevice, ByteLen, ByteOffset, DeviceError, Extent, ExtentKind};
+use std::io::{self, Write};
+use std::ops::Range;
+use std::sync::mpsc;
+
+use kiln_block::{BlockDevice, ByteLen, ByteOffset, DeviceError, Extent, ExtentKind, is_zero};
 
 use crate::error::{Refusal, StoreError, Why};
 use crate::request::Stop;
@@ -8,7 +12,9 @@ use crate::request::Stop;
 /// Disks of a pool are made of whole ones.
 pub const BLOCK: u64 = 4096;
 /// How much is read at once.
-const CHUNK: u64 = 1 << 20;
+const CHUNK: u64 = 2 << 20;
+/// How many pieces are read ahead of what is written.
+const AHEAD: usize = 2;
 /// How much of a device is asked for its extents at once.
 const WINDOW: u64 = 1 << 30;
 
@@ -25,6 +31,14 @@ pub enum ContentsError {
         /// The cause.
         source: DeviceError,
     },
+    /// The file that is written to failed.
+    #[error("cannot write {name}")]
+    Write {
+        /// Which.
+        name: String,
+        /// The cause.
+        source: io::Error,
+    },
     /// Somebody wants us to end.
     #[error("interrupted")]
     Interrupted,
@@ -36,6 +50,7 @@ impl From<ContentsError> for StoreError {
             ContentsError::Device { act, name, source } => {
                 StoreError::Refused(Refusal::device(act, &name, &source))
             }
+            ContentsError::Write { .. } => StoreError::Refused(Refusal::of(Why::File, &error)),
             ContentsError::Interrupted => {
                 StoreError::Refused(Refusal::new(Why::Stopped, error.to_string()))
             }
@@ -101,48 +116,138 @@ impl Named<'_> {
     }
 }
 
+impl Named<'_> {
+    fn write_runs(&self, piece: &Piece, written: &mut u64) -> Result<(), ContentsError> {
+        for run in &piece.runs {
+            let at = piece.at + run.start as u64;
+            // A file that is exported to may end within a block.
+            let left = usize::try_from(self.size().saturating_sub(at)).unwrap_or(usize::MAX);
+            let bytes = &piece.bytes[run.clone()];
+            let bytes = &bytes[..bytes.len().min(left)];
+            let put = self.device.write_at(ByteOffset::new(at), bytes);
+            put.map_err(self.failed("write"))?;
+            *written += bytes.len() as u64;
+        }
+        Ok(())
+    }
+}
+
 fn buffer(range: (u64, u64)) -> Vec<u8> {
     vec![0; usize::try_from(range.1 - range.0).unwrap_or(0)]
 }
 
-/// Copies onto a device that reads as zeros; returns how many bytes were written. `seen` hears how far it is.
+/// What was read of a device: bytes, and those runs of whole blocks in them that are not zeros.
+#[derive(Default)]
+struct Piece {
+    at: u64,
+    bytes: Vec<u8>,
+    runs: Vec<Range<usize>>,
+    /// All before this is behind.
+    seen: u64,
+}
+
+impl Piece {
+    fn find_runs(&mut self) {
+        let block = usize::try_from(BLOCK).unwrap_or(usize::MAX);
+        self.runs.clear();
+        for (start, bytes) in (0..).step_by(block).zip(self.bytes.chunks(block)) {
+            if is_zero(bytes) {
+                continue;
+            }
+            let end = start + bytes.len();
+            match self.runs.last_mut() {
+                Some(last) if last.end == start => last.end = end,
+                _ => self.runs.push(start..end),
+            }
+        }
+    }
+}
+
+/// Reads all that a device holds, piece by piece, until nobody takes them. Buffers that come back are used again.
+fn read_pieces(
+    from: Named<'_>,
+    pieces: &mpsc::SyncSender<Piece>,
+    empty: &mpsc::Receiver<Piece>,
+) -> Result<(), ContentsError> {
+    for window in (0..from.size()).step_by(usize::try_from(WINDOW).unwrap_or(usize::MAX)) {
+        let window_end = (window + WINDOW).min(from.size());
+        for range in from.data(window, window + WINDOW)? {
+            let mut piece = empty.try_recv().unwrap_or_default();
+            piece.at = range.0;
+            piece.bytes.resize(usize::try_from(range.1 - range.0).unwrap_or(0), 0);
+            from.read(range.0, &mut piece.bytes)?;
+            piece.find_runs();
+            piece.seen = range.1.min(from.size());
+            if pieces.send(piece).is_err() {
+                return Ok(());
+            }
+        }
+        let done = Piece { seen: window_end, ..Piece::default() };
+        if pieces.send(done).is_err() {
+            return Ok(());
+        }
+    }
+    Ok(())
+}
+
+/// Copies onto a device that reads as zeros, while the next pieces are read; returns how many bytes were written.
+/// `seen` hears how far it is.
 pub fn copy(
     from: Named<'_>,
     to: Named<'_>,
     stop: &Stop,
     seen: &mut dyn FnMut(u64),
 ) -> Result<u64, ContentsError> {
-    let block = usize::try_from(BLOCK).unwrap_or(usize::MAX);
     let mut written = 0;
-    for window in (0..from.size()).step_by(usize::try_from(WINDOW).unwrap_or(usize::MAX)) {
-        for range in from.data(window, window + WINDOW)? {
+    std::thread::scope(|scope| {
+        let (pieces, full) = mpsc::sync_channel::<Piece>(AHEAD);
+        let (back, empty) = mpsc::channel();
+        let reader = scope.spawn(move || read_pieces(from, &pieces, &empty));
+        let mut outcome = Ok(());
+        for piece in full {
             if stop.is_stopped() {
-                return Err(ContentsError::Interrupted);
+                outcome = Err(ContentsError::Interrupted);
+                break;
             }
-            let mut bytes = buffer(range);
-            from.read(range.0, &mut bytes)?;
-            let mut at = range.0;
-            let is_zero = |block: &[u8]| block.iter().all(|byte| *byte == 0);
-            let blocks: Vec<&[u8]> = bytes.chunks(block).collect();
-            for run in blocks.chunk_by(|a, b| is_zero(a) == is_zero(b)) {
-                let len: usize = run.iter().map(|block| block.len()).sum();
-                if !is_zero(run[0]) {
-                    let start = usize::try_from(at - range.0).unwrap_or(usize::MAX);
-                    // A file that is exported to may end within a block.
-                    let left = usize::try_from(to.size().saturating_sub(at)).unwrap_or(usize::MAX);
-                    let run = &bytes[start..start + len.min(left)];
-                    let put = to.device.write_at(ByteOffset::new(at), run);
-                    put.map_err(to.failed("write"))?;
-                    written += run.len() as u64;
-                }
-                at += len as u64;
+            outcome = to.write_runs(&piece, &mut written);
+            if outcome.is_err() {
+                break;
             }
-            seen(range.1.min(from.size()));
+            seen(piece.seen);
+            // The reader may be done already.
+            let _ = back.send(piece);
         }
-        seen((window + WINDOW).min(from.size()));
-    }
+        // Nobody takes what the reader has left, so it ends.
+        match reader.join() {
+            Ok(read) => outcome.and(read),
+            Err(panic) => std::panic::resume_unwind(panic),
+        }
+    })?;
     to.device.flush().map_err(to.failed("write"))?;
     Ok(written)
+}
+
+/// Writes all bytes of a device, zeros too, to what can only be written front to back; returns how many.
+pub fn pour(
+    from: Named<'_>,
+    (out, name): (&mut dyn Write, &str),
+    stop: &Stop,
+    seen: &mut dyn FnMut(u64),
+) -> Result<u64, ContentsError> {
+    let failed = |source| ContentsError::Write { name: name.to_owned(), source };
+    let mut bytes = Vec::new();
+    for at in (0..from.size()).step_by(usize::try_from(CHUNK).unwrap_or(usize::MAX)) {
+        if stop.is_stopped() {
+            return Err(ContentsError::Interrupted);
+        }
+        let len = CHUNK.min(from.size() - at);
+        bytes.resize(usize::try_from(len).unwrap_or(0), 0);
+        from.read(at, &mut bytes)?;
+        out.write_all(&bytes).map_err(failed)?;
+        seen(at + len);
+    }
+    out.flush().map_err(failed)?;
+    Ok(from.size())
 }
 
 /// The blocks in which the second differs from the first, and what it has there. Where one is shorter, it counts as
@@ -176,7 +281,7 @@ pub fn differences(
                 if a == b {
                     continue;
                 }
-                let zero = b.iter().all(|byte| *byte == 0);
+                let zero = is_zero(b);
                 let kind = if zero { ExtentKind::Hole } else { ExtentKind::Data };
                 let (at, len) = (ByteOffset::new(at), ByteLen::new(BLOCK));
                 match found.last_mut() {

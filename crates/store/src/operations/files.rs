@@ -1,17 +1,16 @@
-//! Operations on disks and files: import, export, comparing.
+//! Comparing disks and files.
 
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
 
-use kiln_block::{BlockDevice as _, ByteLen, Extent, ExtentKind, FileDevice};
-use kiln_parallax::{Disk, DiskOptions, Pool, PoolError};
+use kiln_block::{BlockDevice as _, Extent, ExtentKind, FileDevice};
+use kiln_parallax::{Disk, Pool, PoolError};
 
-use super::contents::{self, BLOCK, Named};
+use super::contents::{self, Named};
 use crate::error::{Refusal, StoreError, Why};
-use crate::name::{Name, TEMPORARY};
-use crate::request::{Format, Kind, Progress, Range, Reply, Stop};
+use crate::name::Name;
+use crate::request::{Kind, Range, Reply, Stop};
 
 /// A disk, or a snapshot that can only be read.
 pub(crate) fn open(pool: &Pool, text: &str) -> Result<Disk, PoolError> {
@@ -22,7 +21,10 @@ pub(crate) fn open(pool: &Pool, text: &str) -> Result<Disk, PoolError> {
 }
 
 /// A file that came with a request.
-fn device((file, path): (OwnedFd, &str), read_only: bool) -> Result<FileDevice, Refusal> {
+pub(super) fn device(
+    (file, path): (OwnedFd, &str),
+    read_only: bool,
+) -> Result<FileDevice, Refusal> {
     FileDevice::of(File::from(file), Path::new(path), read_only)
         .map_err(|error| Refusal::of(Why::File, &error))
 }
@@ -75,78 +77,4 @@ pub(super) fn compare(
         file_size: other.size().get(),
         ranges: ranges(&found),
     })
-}
-
-/// Removes a disk that is not complete, however its making ends.
-struct Unfinished<'a> {
-    pool: &'a Pool,
-    name: String,
-}
-
-impl Drop for Unfinished<'_> {
-    fn drop(&mut self) {
-        // Where it cannot be removed, whoever opens the pool next does it, by its name.
-        let _ = self.pool.delete(&self.name);
-    }
-}
-
-/// A name nobody else uses.
-fn unfinished_name() -> String {
-    static NEXT: AtomicU64 = AtomicU64::new(0);
-    let process = std::process::id();
-    format!("{TEMPORARY}import-{process}-{}", NEXT.fetch_add(1, Ordering::Relaxed))
-}
-
-pub(super) fn import(
-    pool: &Pool,
-    name: &str,
-    _format: Option<Format>,
-    file: (OwnedFd, &str),
-    on_progress: &mut dyn FnMut(Progress),
-    stop: &Stop,
-) -> Result<Reply, StoreError> {
-    if pool.stat(name).is_ok() {
-        return Err(PoolError::Exists { name: name.to_owned() }.into());
-    }
-    let path = file.1;
-    let source = device(file, true)?;
-    let size = ByteLen::new(source.size().get().next_multiple_of(BLOCK));
-    // It gets its name when it is complete.
-    let making = Unfinished { pool, name: unfinished_name() };
-    pool.create_disk(&making.name, size, &DiskOptions::default())?;
-    let written = {
-        let disk = pool.open_disk(&making.name)?;
-        let total = source.size().get();
-        contents::copy(
-            Named { device: &source, name: path },
-            Named { device: &disk, name },
-            stop,
-            &mut |done| on_progress(Progress { done, total }),
-        )?
-    };
-    pool.rename(&making.name, name)?;
-    Ok(Reply::Copied { size: size.get(), source_size: source.size().get(), written })
-}
-
-pub(super) fn export(
-    pool: &Pool,
-    name: &str,
-    _format: Format,
-    (file, path): (OwnedFd, &str),
-    on_progress: &mut dyn FnMut(Progress),
-    stop: &Stop,
-) -> Result<Reply, StoreError> {
-    let disk = open(pool, name)?;
-    let total = disk.size().get();
-    let file = File::from(file);
-    file.set_len(total)
-        .map_err(|error| Refusal::of(Why::File, &error).tried(format!("cannot write {path}")))?;
-    let target = device((file.into(), path), false)?;
-    let written = contents::copy(
-        Named { device: &disk, name },
-        Named { device: &target, name: path },
-        stop,
-        &mut |done| on_progress(Progress { done, total }),
-    )?;
-    Ok(Reply::Copied { size: total, source_size: total, written })
 }

@@ -3,6 +3,9 @@
 pub mod contents;
 mod disks;
 mod files;
+mod images;
+mod pipe;
+mod streams;
 
 use std::os::fd::OwnedFd;
 
@@ -26,7 +29,7 @@ pub fn operate(
     stop: &Stop,
 ) -> Result<Reply, StoreError> {
     let mut files = files.into_iter();
-    let mut file = || {
+    let mut file = || -> Result<OwnedFd, Refusal> {
         files.next().ok_or_else(|| Refusal::new(Why::Request, "the request came without its file"))
     };
     let done = match request {
@@ -64,13 +67,26 @@ pub fn operate(
         Request::Compare { name, file: path } => {
             files::compare(pool, &name, (file()?, &path), stop)?
         }
-        Request::Import { name, format, file: path } => {
+        Request::Import { name, format, file: path, backing, snapshot } => {
             refuse_reserved(&name)?;
-            files::import(pool, &name, format, (file()?, &path), on_progress, stop)?
+            let files = images::files(file()?, (path, format), backing, &mut file)?;
+            images::import(pool, &name, files, snapshot.as_deref(), on_progress, stop)?
         }
-        Request::Export { name, format, file: path } => {
-            files::export(pool, &name, format, (file()?, &path), on_progress, stop)?
+        Request::Export { name, format, file: path, compress, pipe } => {
+            let how = images::How { format, compress, pipe };
+            images::export(pool, &name, how, (file()?, &path), on_progress, stop)?
         }
+        Request::Send { disk, snapshot, from, compress, resume, file: path } => {
+            let what = streams::What { from, compress, resume };
+            streams::send(pool, (&disk, &snapshot), &what, (file()?, &path), on_progress, stop)?
+        }
+        Request::Receive { disk, file: path } => {
+            if let Some(disk) = &disk {
+                refuse_reserved(disk)?;
+            }
+            streams::receive(pool, disk.as_deref(), (file()?, &path), on_progress, stop)?
+        }
+        Request::Partials => streams::partials(pool),
         Request::Tree => Reply::Tree { nodes: disks::tree(pool) },
         Request::Space => Reply::Space(space(pool)),
         Request::Metrics => Reply::Metrics { pool: figures(pool), disks: Vec::new() },

@@ -203,7 +203,13 @@ fn files_go_through_an_owner_with_their_progress() {
     let open = || vec![File::open(&image).unwrap().into()];
     let _owner = place.own(FOREVER);
     let store = place.open();
-    let import = Request::Import { name: "base".into(), format: None, file: "image".into() };
+    let import = Request::Import {
+        name: "base".into(),
+        format: None,
+        file: "image".into(),
+        backing: vec![],
+        snapshot: None,
+    };
     let mut last = Progress::default();
     let reply = store.ask_with(import.clone(), open(), &mut |now| last = now, &Stop::new());
     let copied = Reply::Copied { size: 64 * MIB, source_size: 64 * MIB, written: 40 * 4096 };
@@ -218,6 +224,8 @@ fn files_go_through_an_owner_with_their_progress() {
         name: "other".into(),
         format: None,
         file: "image".into(),
+        backing: vec![],
+        snapshot: None,
     }));
     assert!(said.text.contains("without its file"), "{said:?}");
 }
@@ -232,7 +240,13 @@ fn a_client_that_stops_leaves_no_half_imported_disk() {
     let store = place.open();
     let stop = Stop::new();
     stop.stop();
-    let import = Request::Import { name: "base".into(), format: None, file: "image".into() };
+    let import = Request::Import {
+        name: "base".into(),
+        format: None,
+        file: "image".into(),
+        backing: vec![],
+        snapshot: None,
+    };
     let file = vec![File::open(&image).unwrap().into()];
     let asked = store.ask_with(import, file, &mut |_| {}, &stop);
     let stopped = match &asked {

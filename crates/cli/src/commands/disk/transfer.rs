@@ -71,7 +71,13 @@ pub(super) fn import(
     pool::make(path)?;
     let store = pool::owner(session, path)?;
     let file = args.source.display().to_string();
-    let request = Request::Import { name: name.to_owned(), format: None, file };
+    let request = Request::Import {
+        name: name.to_owned(),
+        format: None,
+        file,
+        backing: Vec::new(),
+        snapshot: None,
+    };
     let reply = ask(&store, request, source)?;
     let Reply::Copied { size, source_size, written } = reply else {
         return Err(pool::unexpected(&reply));
@@ -111,7 +117,7 @@ pub(super) fn export(
     let target = file.as_file().try_clone().tried(tried).exits(Exit::Setup)?;
     let out = args.file.display().to_string();
     let request =
-        Request::Export { name: args.name.clone(), format: Format::Raw, file: out.clone() };
+        Request::Export { name: args.name.clone(), format: Format::Raw, file: out.clone(), compress: None, pipe: false };
     let reply = ask(&store, request, target)?;
     let Reply::Copied { size, written, .. } = reply else {
         return Err(pool::unexpected(&reply));
