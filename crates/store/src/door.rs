@@ -97,11 +97,26 @@ impl Door {
         self.close_if_at_most(usize::MAX);
     }
 
-    /// Closes it if nobody else is inside.
-    pub(crate) fn close_if_at_most(&self, inside: usize) -> bool {
+    /// Closes it if at most that many are inside.
+    fn close_if_at_most(&self, inside: usize) -> bool {
         let closed = self.lock().0.close_if_at_most(inside);
         self.changed.notify_all();
         closed
+    }
+
+    /// The same, waiting that long for the others to go.
+    pub(crate) fn close_once_at_most(&self, inside: usize, patience: Duration) -> bool {
+        let deadline = Instant::now() + patience;
+        let mut state = self.lock();
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if state.0.close_if_at_most(inside) || left.is_zero() {
+                self.changed.notify_all();
+                return state.0.is_closed();
+            }
+            let waited = self.changed.wait_timeout(state, left);
+            state = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
     }
 
     /// Waits until it is closed, or that moment has come; true if it is closed.

@@ -29,6 +29,8 @@ const GRACE: Duration = Duration::from_secs(20);
 const ADOPTION: Duration = Duration::from_secs(10);
 /// Requests of one client that may wait. One that sends more does not wait for answers.
 const MOST_WAITING: usize = 16;
+/// How long an owner that is asked to leave waits for other clients to be gone.
+const PARTING: Duration = Duration::from_secs(1);
 /// How often a client hears how far its request is.
 const NEWS: Duration = Duration::from_millis(100);
 
@@ -345,11 +347,14 @@ impl Client {
     /// The owner goes if this is its only client and nothing is held.
     fn leave(&self) -> Result<Reply, Refusal> {
         let leases = self.house.leases();
-        if leases == 0 && self.door.close_if_at_most(1) {
+        // Whoever has just gone may not have been noticed yet.
+        if leases == 0 && self.door.close_once_at_most(1, PARTING) {
             return Ok(Reply::Done);
         }
-        let others = self.house.connections.load(Ordering::Relaxed).saturating_sub(1);
-        let text = format!("{leases} disks are served or temporary, and {others} others connected");
+        let text = match (leases, self.house.connections.load(Ordering::Relaxed)) {
+            (0, others) => format!("{} other processes are working with it", others.max(2) - 1),
+            (leases, _) => format!("{leases} disks are served or temporary"),
+        };
         Err(Refusal::new(Why::InUse { name: String::new() }, text))
     }
 }
