@@ -101,20 +101,31 @@ pub(crate) struct ImageBuildArgs {
     pub(crate) output: Option<PathBuf>,
 }
 
-/// Make an ext2 file system from directories
+/// Make an ext2 file system from directories, archives, container images and packages
 ///
-/// Owners, times, links, holes, devices and extended attributes are kept; with several directories, later ones
-/// lie over earlier ones. Nothing is mounted, and root is not needed. The same directories give the same bytes;
-/// with SOURCE_DATE_EPOCH in the environment no time is later than that. Space beyond what the files need is
-/// only there if it is asked for.
+/// Owners, times, links, holes, devices and extended attributes are kept; with several sources, later ones
+/// lie over earlier ones, and packages over all. A source is a directory, a tar archive (plain, gzip, xz or zstd), an
+/// OCI image layout or an archive that `docker save` wrote. Nothing is mounted, and root is not needed. The same
+/// sources give the same bytes; with SOURCE_DATE_EPOCH in the environment no time is later than that. Space
+/// beyond what the files need is only there if it is asked for.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   kiln image ext2 rootfs --output root.img
-  kiln image ext2 base overlay --output root.img --free 512M --label root")]
+  kiln image ext2 base.tar.gz overlay --output root.img --free 512M --label root
+  kiln image ext2 saved.tar --image tool:1.2 --output root.img
+  kiln image ext2 --package bash --package xfsprogs --output root.img")]
 pub(crate) struct ImageExt2Args {
-    /// Directories that the file system will hold the contents of
-    #[arg(value_name = "SOURCE", required = true)]
+    /// Directories, tar archives and container images that the file system will hold the contents of
+    #[arg(value_name = "SOURCE", required_unless_present = "packages")]
     pub(crate) sources: Vec<PathBuf>,
+
+    /// An installed package: its files and those of all packages it depends on, as they are here now
+    #[arg(long = "package", value_name = "NAME")]
+    pub(crate) packages: Vec<String>,
+
+    /// Which image, where a source holds more than one
+    #[arg(long, value_name = "NAME[:TAG]", requires = "sources")]
+    pub(crate) image: Option<String>,
 
     /// Where to write it; replaced once it is complete
     #[arg(long, short, value_name = "FILE")]

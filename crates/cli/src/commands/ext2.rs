@@ -1,9 +1,11 @@
-//! `kiln image ext2`: a file system from directories.
+//! `kiln image ext2`: a file system from directories, archives, container images and packages.
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
+use kiln_image::archive::{ArchiveError, ContainerImage, Looks, Reference, Stretch};
 use kiln_image::ext2::{Ext2Error, Options, Plan, Tree};
+use kiln_image::packages::Packages;
 use serde_json::json;
 
 use crate::arguments::ImageExt2Args;
@@ -29,7 +31,10 @@ pub(crate) fn ext2(session: &Session, args: &ImageExt2Args) -> Result<Exit, Fail
     }
     let mut tree = Tree::new();
     for source in &args.sources {
-        tree.add_directory(source).map_err(unusable)?;
+        add(&mut tree, source, args.image.as_deref())?;
+    }
+    if !args.packages.is_empty() {
+        add_packages(&mut tree, &args.packages)?;
     }
     let options =
         Options { free: args.free, epoch, label: args.label.clone(), ..Options::default() };
@@ -60,10 +65,54 @@ pub(crate) fn ext2(session: &Session, args: &ImageExt2Args) -> Result<Exit, Fail
     Ok(Exit::Success)
 }
 
+/// Adds a source, whatever kind it is.
+fn add(tree: &mut Tree, source: &Path, image: Option<&str>) -> Result<(), Failure> {
+    let unusable_archive = |error: ArchiveError| unusable(error.into());
+    match Looks::of(source).map_err(unusable_archive)? {
+        Looks::ContainerImage => {
+            let reference = Reference { name: image.map(str::to_owned), ..Reference::default() };
+            let image = ContainerImage::open(source, &reference).map_err(unusable_archive)?;
+            for layer in &image.layers {
+                tree.add_tar(layer, true).map_err(unusable)?;
+            }
+            Ok(())
+        }
+        Looks::Directory => tree.add_directory(source).map_err(unusable),
+        Looks::Tar => {
+            let archive = Stretch::open(source).map_err(unusable_archive)?;
+            tree.add_tar(&archive, false).map_err(unusable)
+        }
+        Looks::Other => {
+            let message = format!("{} is no directory and no archive", source.display());
+            Err(Failure::new(Exit::Usage, message))
+        }
+    }
+}
+
+fn add_packages(tree: &mut Tree, names: &[String]) -> Result<(), Failure> {
+    let root = Path::new("/");
+    let packages = Packages::read(root)
+        .exits(Exit::Setup)
+        .hint("packages are read from dpkg's database: this needs Debian or one of its kin")?;
+    let closure = packages.closure(names.iter().map(String::as_str)).exits(Exit::Usage)?;
+    tree.notes.extend(closure.notes);
+    let files = closure.files.iter().map(std::path::PathBuf::as_path);
+    let missing = tree.add_listed(root, files).map_err(unusable)?;
+    if missing > 0 {
+        let (count, total) = (closure.packages.len(), closure.files.len());
+        tree.notes.push(format!("{missing} of {total} files of {count} packages are not there"));
+    }
+    Ok(())
+}
+
 /// A directory that is not there is the caller's slip; what is wrong inside of one is not.
 fn unusable(error: Ext2Error) -> Failure {
     let exit = match error {
-        Ext2Error::NotADirectory { .. } | Ext2Error::Host { act: "look at", .. } => Exit::Usage,
+        Ext2Error::NotADirectory { .. }
+        | Ext2Error::Host { act: "look at", .. }
+        | Ext2Error::Archive(
+            ArchiveError::Host { act: "open", .. } | ArchiveError::WhichImage { .. },
+        ) => Exit::Usage,
         _ => Exit::BuildFailed,
     };
     Failure::from(error).with_exit(exit)

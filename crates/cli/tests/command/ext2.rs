@@ -1,4 +1,4 @@
-//! `kiln image ext2`: a file system from directories.
+//! `kiln image ext2`: a file system from directories, archives, images and packages.
 
 use crate::kiln::{Kiln, ended};
 
@@ -33,14 +33,57 @@ fn directories_become_a_file_system_the_same_every_time() {
 }
 
 #[test]
-fn a_source_that_is_no_directory_is_the_callers_slip_and_leaves_no_output() {
+fn a_source_that_is_neither_directory_nor_archive_is_the_callers_slip_and_leaves_no_output() {
     let kiln = Kiln::new();
     kiln.write("file", "");
-    for (source, says) in [("file", "is not a directory"), ("nowhere", "cannot look at nowhere")] {
+    for (source, says) in
+        [("file", "is no directory and no archive"), ("nowhere", "cannot open nowhere")]
+    {
         kiln.run(&["image", "ext2", source, "--output", "out.img"]).exits(2).complains(&[says]);
     }
     assert!(!kiln.folder().join("out.img").exists());
     let mut command = kiln.command(&["image", "ext2", ".", "--output", "/nowhere/out.img"]);
     command.env("SOURCE_DATE_EPOCH", "yesterday");
     ended(&mut command).exits(2).complains(&["SOURCE_DATE_EPOCH", "yesterday"]);
+}
+
+#[test]
+fn archives_and_saved_images_become_a_file_system() {
+    let kiln = Kiln::new();
+    kiln.write("rootfs/name", "from the archive\n");
+    kiln.write("above/name", "from the layer\n");
+    kiln.write("saved/manifest.json", r#"[{"RepoTags": ["tool:1"], "Layers": ["layer.tar"]}]"#);
+    let tar = |arguments: &[&str]| {
+        let mut command = std::process::Command::new("tar");
+        let status = command.args(arguments).current_dir(kiln.folder()).status();
+        assert!(status.expect("tar is everywhere").success());
+    };
+    tar(&["-C", "rootfs", "-czf", "rootfs.tar.gz", "."]);
+    tar(&["-C", "above", "-cf", "saved/layer.tar", "name"]);
+    tar(&["-C", "saved", "-cf", "saved.tar", "manifest.json", "layer.tar"]);
+    let holds = |text: &str| {
+        let image = std::fs::read(kiln.folder().join("out.img")).expect("it was written");
+        image.windows(text.len()).any(|window| window == text.as_bytes())
+    };
+    kiln.run(&["image", "ext2", "rootfs.tar.gz", "--output", "out.img"]).exits(0);
+    assert!(holds("from the archive\n"));
+    kiln.run(&["image", "ext2", "rootfs.tar.gz", "saved.tar", "--output", "out.img"]).exits(0);
+    assert!(holds("from the layer\n") && !holds("from the archive\n"));
+    kiln.run(&["image", "ext2", "saved.tar", "--image", "tool:2", "--output", "out.img"])
+        .exits(2)
+        .complains(&["(tool:1)", "name one of them"]);
+}
+
+#[test]
+fn an_unknown_package_is_the_callers_slip() {
+    let kiln = Kiln::new();
+    if std::path::Path::new("/var/lib/dpkg/status").exists() {
+        kiln.run(&["image", "ext2", "--package", "no-such-thing", "--output", "out.img"])
+            .exits(2)
+            .complains(&["package no-such-thing is not installed"]);
+    } else {
+        kiln.run(&["image", "ext2", "--package", "bash", "--output", "out.img"])
+            .complains(&["dpkg"]);
+    }
+    kiln.run(&["image", "ext2", "--output", "out.img"]).exits(2);
 }
