@@ -104,6 +104,25 @@ impl State {
         bytes[240..256].copy_from_slice(&self.identity);
     }
 
+    /// What starts as another is, and where that came from.
+    pub(crate) fn evolved(of: &State, is: Is, id: u64, created: u64, name: &str) -> State {
+        State {
+            is,
+            hidden: false,
+            throw_away: false,
+            name: name.to_owned(),
+            id,
+            owner: 0,
+            epoch: 0,
+            written: 0,
+            quota: 0,
+            created,
+            cursor: 0,
+            identity: [0; 16],
+            ..*of
+        }
+    }
+
     fn decode(bytes: &[u8]) -> Result<Option<State>, &'static str> {
         let is = match bytes[0] {
             0 => return Ok(None),

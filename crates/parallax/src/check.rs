@@ -8,6 +8,7 @@ use crate::PoolError;
 use crate::catalog::{Catalog, Is};
 use crate::core::Core;
 use crate::format::{BLOCK, BLOCK_LEN, index};
+use crate::leaf::GROUP;
 use crate::node::{Entry, FANOUT, Kind, ROOT_LEVEL, leaves_below};
 use crate::pool::Pool;
 
@@ -72,18 +73,24 @@ impl Walk<'_> {
             Err(error) => return self.report.problem(format!("{of}: {error}")),
         };
         self.report.nodes += 1;
-        // Leaves that share a block stand next to each other.
-        let mut known = (Entry::HOLE, false);
+        // What was found out about the blocks of a group, which its leaves may share.
+        let mut group = (0, Vec::new());
         for (place, child) in node.mapped() {
             let below = first + place as u64 * leaves_below(level - 1);
             if level > 1 {
                 self.map(of, (level - 1, below), child, keep, cursor);
             } else if child.birth > keep && below >= cursor {
-                if known.0 != child {
-                    known = (child, self.is_known(child));
-                    self.report.nodes += 1;
+                if group.0 != place / GROUP {
+                    group = (place / GROUP, Vec::new());
                 }
-                if !known.1 || cursor > 0 || keep > 0 {
+                let before = group.1.iter().find(|(entry, _)| *entry == child);
+                let known = before.map(|(_, known)| *known).unwrap_or_else(|| {
+                    let known = self.is_known(child);
+                    self.report.nodes += 1;
+                    group.1.push((child, known));
+                    known
+                });
+                if !known || cursor > 0 || keep > 0 {
                     self.leaf(of, below, child, keep);
                 }
             }

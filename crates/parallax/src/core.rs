@@ -180,6 +180,7 @@ impl Core {
         let log = self.wal_used.load(Ordering::Relaxed) + self.gathering.waiting();
         log > self.layout.wal_blocks * BLOCK_LEN * 3 / 4
             || self.dirty_leaves.load(Ordering::Relaxed) >= self.dirty_limit
+            || self.unwritten().len() >= self.dirty_limit / 2
             || self.space.wants_checkpoint()
     }
 
@@ -243,6 +244,8 @@ impl Core {
         }
         let freed = self.space.take_freed();
         let (_, upto) = self.gathering.take();
+        // More may be made while these are written.
+        let nodes = self.unwritten().clone();
         let superblock = Superblock {
             uuid: self.uuid,
             generation: next,
@@ -257,7 +260,7 @@ impl Core {
         };
         drop(catalog);
         drop(gate);
-        if let Err(error) = self.write_out(pages, &superblock) {
+        if let Err(error) = self.write_out(&nodes, &pages, &superblock) {
             self.poisoned.store(true, Ordering::Release);
             self.space.all_stale();
             return Err(error);
@@ -269,12 +272,12 @@ impl Core {
         self.logged.store(upto, Ordering::Release);
         self.durable.store(upto, Ordering::Release);
         self.checkpoints.fetch_add(1, Ordering::Relaxed);
-        self.unwritten_mut().clear();
+        self.unwritten_mut().retain(|block, _| !nodes.contains_key(block));
         self.space.settle(&freed);
         outcome
     }
 
-    fn lease_left(&self) -> u64 {
+    pub(crate) fn lease_left(&self) -> u64 {
         self.metadata_lease.lock().unwrap_or_else(PoisonError::into_inner).len
     }
 
@@ -282,7 +285,12 @@ impl Core {
     fn nodes_needed(&self, catalog: &Catalog) -> u64 {
         let nodes: u64 = catalog.heads.values().map(|head| nodes_for(&head.dirty())).sum();
         let dirty = catalog.heads.values().filter(|head| !head.dirty().is_empty()).count() as u64;
-        nodes + 2 * (catalog.dirty.len() as u64 + dirty + 6) + 8
+        nodes + 2 * dirty + self.catalog_needs(catalog)
+    }
+
+    /// The most blocks it takes to store the catalog.
+    pub(crate) fn catalog_needs(&self, catalog: &Catalog) -> u64 {
+        2 * (catalog.dirty.len() as u64 + 6) + 8
     }
 
     /// Stores a disk's changed leaves.
@@ -300,7 +308,14 @@ impl Core {
             dirty.iter().copied().zip(maps.iter().map(|map| &**map)).collect();
         let place = head.place();
         let mut fresh = Fresh::default();
-        let root = self.update(&mut fresh, &place, (ROOT_LEVEL, 0), place.root, &leaves)?;
+        let made = self.update(&mut fresh, &place, (ROOT_LEVEL, 0), place.root, &leaves);
+        if made.is_err() {
+            // The map stays what it was, and what was made of a new one is nobody's.
+            let mut unwritten = self.unwritten_mut();
+            fresh.placed.iter().for_each(|block| drop(unwritten.remove(block)));
+            self.space.unmap(&fresh.placed);
+        }
+        let root = made?;
         self.space.unmap(&fresh.replaced);
         head.move_to(|place| place.root = root);
         drop(leaves);
@@ -347,8 +362,12 @@ impl Core {
     }
 
     /// Nodes, catalog and free map; sync; superblock; sync.
-    fn write_out(&self, pages: Pages, superblock: &Superblock) -> Result<(), PoolError> {
-        let nodes = self.unwritten().clone();
+    fn write_out(
+        &self,
+        nodes: &HashMap<u64, Arc<Node>>,
+        pages: &Pages,
+        superblock: &Superblock,
+    ) -> Result<(), PoolError> {
         let mut blocks: Vec<(u64, &[u8])> =
             nodes.iter().map(|(block, node)| (*block, &node.bytes()[..])).collect();
         blocks.extend(pages.0.iter().map(|(block, bytes)| (*block, &bytes[..])));

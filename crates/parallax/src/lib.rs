@@ -27,6 +27,7 @@
 
 mod cache;
 mod catalog;
+mod change;
 mod check;
 mod core;
 mod disk;

@@ -1,6 +1,6 @@
 //! Making a pool and opening one: superblocks, free map, catalog, and what the log adds to them.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
@@ -15,8 +15,8 @@ use crate::format::{
     index, same,
 };
 use crate::node::{Entry, FANOUT, Kind, ROOT_LEVEL};
-use crate::space::Space;
-use crate::wal::{Change, HEADER, Record, decode_batch, decode_records};
+use crate::space::{Run, Space};
+use crate::wal::{HEADER, Record, decode_batch, decode_records};
 
 /// What can be chosen about a pool.
 #[derive(Debug, Clone)]
@@ -166,13 +166,14 @@ pub(crate) fn open(
         let reached = core.reached_blocks()?;
         core.space.replace_used(&reached);
     }
-    let batches = core.replay(&superblock, rebuild)?;
+    let (batches, named) = core.replay(&superblock, rebuild)?;
     {
         let mut commit = core.commit.lock().unwrap_or_else(PoisonError::into_inner);
         commit.next_batch += batches;
         commit.durable_batch = commit.next_batch;
     }
     core.checkpoint(|_, _| Ok(()))?;
+    named.into_iter().for_each(|run| core.space.release_unused(run));
     Ok(core)
 }
 
@@ -228,19 +229,41 @@ impl Core {
         Ok(catalog)
     }
 
-    /// Does again what the log says was done since the checkpoint; returns how many batches it had.
-    fn replay(&self, superblock: &Superblock, repair: bool) -> Result<u64, PoolError> {
+    /// Does again what the log says was done since the checkpoint; returns how many batches it had, and the blocks
+    /// it names.
+    fn replay(&self, superblock: &Superblock, repair: bool) -> Result<(u64, Vec<Run>), PoolError> {
         let (batches, end) = self.read_log(superblock)?;
         if !repair {
             self.refuse_a_gap(superblock, batches.len() as u64, end)?;
         }
         let durable = batches.iter().map(|(durable, _)| *durable).max().unwrap_or(0);
-        for ((_, records), number) in batches.iter().zip(superblock.wal_batch..) {
-            for record in records {
-                self.replay_record(record, number < durable)?;
+        // No node that is made meanwhile may take the place of data that a later record names.
+        let mut named = Vec::new();
+        for record in batches.iter().flat_map(|(_, records)| records) {
+            if let Record::Map { block, crcs, .. } = record {
+                let run = Run { start: *block, len: crcs.len() as u64 };
+                named.extend(self.space.hold(run).then_some(run));
             }
         }
-        Ok(batches.len() as u64)
+        let mut lost = HashSet::new();
+        for ((_, records), number) in batches.iter().zip(superblock.wal_batch..) {
+            for record in records {
+                match record {
+                    Record::Catalog(change) => self.replay_change(change, &lost)?,
+                    Record::Map { disk, lba, birth, block, crcs } => {
+                        let new = Some((*block, *birth, &crcs[..]));
+                        let run = (*lba, crcs.len() as u64);
+                        if self.replay_run(*disk, run, new, number < durable)? {
+                            lost.insert(*disk);
+                        }
+                    }
+                    Record::Clear { disk, lba, count } => {
+                        self.replay_run(*disk, (*lba, *count), None, true)?;
+                    }
+                }
+            }
+        }
+        Ok((batches.len() as u64, named))
     }
 
     /// If the log goes on behind its end with a batch that says what is between was durable, that is damaged now.
@@ -299,23 +322,27 @@ impl Core {
         Ok((batches, at.min(capacity)))
     }
 
-    fn replay_record(&self, record: &Record, durable: bool) -> Result<(), PoolError> {
-        let Some(head) = self.catalog().head(record.disk) else { return Ok(()) };
-        let number = record.lba / FANOUT;
-        if record.lba >= crate::MAX_DISK.get() / BLOCK_LEN {
-            return Ok(());
+    /// Maps or clears a run of blocks again; true if the data of some was lost.
+    fn replay_run(
+        &self,
+        disk: u64,
+        (lba, count): (u64, u64),
+        new: Option<(u64, u64, &[u32])>,
+        durable: bool,
+    ) -> Result<bool, PoolError> {
+        let Some(head) = self.catalog().head(disk) else { return Ok(false) };
+        let number = lba / FANOUT;
+        if lba >= crate::MAX_DISK.get() / BLOCK_LEN {
+            return Ok(false);
         }
         let leaf = self.leaf(&head, number)?;
         let mut map = leaf.write();
         let place = head.place();
-        let count = match &record.change {
-            Change::Map { crcs, .. } => crcs.len() as u64,
-            Change::Clear { count } => *count,
-        };
         let mut bytes = vec![0; BLOCK];
-        for (n, lba) in (0..count).zip(record.lba..) {
-            let new = match &record.change {
-                Change::Map { block, birth, crcs } => {
+        let mut lost = false;
+        for (n, lba) in (0..count).zip(lba..) {
+            let entry = match new {
+                Some((block, birth, crcs)) => {
                     let (block, crc) = (block.saturating_add(n), crcs[index(n)]);
                     if !self.space.holds(block) {
                         continue;
@@ -324,13 +351,14 @@ impl Core {
                         let at = ByteOffset::new(block * BLOCK_LEN);
                         self.device.read_at(at, &mut bytes).map_err(PoolError::device("read"))?;
                         if !same(crc, self.sums.data(lba, &bytes)) {
+                            lost = true;
                             continue;
                         }
                     }
                     self.space.claim(block);
-                    Entry::data(block, *birth, crc)
+                    Entry::data(block, birth, crc)
                 }
-                Change::Clear { .. } => Entry::HOLE,
+                None => Entry::HOLE,
             };
             let old = map.get(index(lba % FANOUT));
             if !old.is_hole() {
@@ -339,16 +367,16 @@ impl Core {
                     self.space.unmap(&[old.block]);
                 }
             }
-            if !new.is_hole() {
+            if !entry.is_hole() {
                 head.referenced.fetch_add(1, Ordering::Relaxed);
                 head.written.fetch_add(1, Ordering::Relaxed);
             }
-            map.set(index(lba % FANOUT), new);
+            map.set(index(lba % FANOUT), entry);
         }
         if !leaf.dirty.swap(true, Ordering::AcqRel) {
             head.dirty().insert(number);
             self.dirty_leaves.fetch_add(1, Ordering::Relaxed);
         }
-        Ok(())
+        Ok(lost)
     }
 }

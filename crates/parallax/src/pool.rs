@@ -1,7 +1,7 @@
 //! [`Pool`]: disks, snapshots and clones by name.
 //!
-//! Each change of the catalog is one checkpoint: when the call returns it is durable, and after a power cut
-//! it happened or it did not.
+//! Each change of the catalog is one record of the log or one checkpoint: when the call returns it is durable, and
+//! after a power cut it happened or it did not.
 
 use std::fs::File;
 use std::path::Path;
@@ -19,6 +19,7 @@ use crate::format::BLOCK_LEN;
 use crate::head::Head;
 use crate::node::{Entry, FANOUT, ROOT_LEVEL};
 use crate::open::{self, PoolOptions};
+use crate::wal::Change;
 
 /// Many virtual disks on one device. Dropping it without [`checkpoint`](Pool::checkpoint) loses nothing
 /// that was flushed; the next opening does what the log says.
@@ -226,25 +227,16 @@ impl Pool {
 
     /// Takes a snapshot of a disk as it is now; the disk may be written to meanwhile.
     pub fn snapshot(&self, disk: &str, name: &str) -> Result<(), PoolError> {
-        self.core.checkpoint(|core, catalog| {
-            let of = catalog.disk(disk)?.clone();
-            catalog.may_take(of.id, name)?;
-            let mut state = new_state(catalog, Is::Snapshot, name, of.size);
-            state.owner = of.id;
-            state.parent = of.parent;
-            state.root = of.root;
-            state.referenced = of.referenced;
-            state.epoch = core.epoch.fetch_add(1, Ordering::AcqRel);
-            let (id, epoch) = (state.id, state.epoch);
-            catalog.add(state);
-            catalog.change(of.id, |disk| disk.parent = id);
-            if let Some(head) = catalog.heads.get(&of.id) {
-                head.move_to(|place| {
-                    place.floor = epoch;
-                    place.merged = None;
-                });
-            }
-            Ok(())
+        self.core.log_change(|core, catalog| {
+            let disk = catalog.disk(disk)?.id;
+            catalog.may_take(disk, name)?;
+            Ok(Change::Snapshot {
+                disk,
+                id: catalog.new_id(),
+                epoch: core.epoch.load(Ordering::Acquire),
+                created: now(),
+                name: name.to_owned(),
+            })
         })
     }
 
@@ -256,17 +248,17 @@ impl Pool {
         name: &str,
         options: &DiskOptions,
     ) -> Result<(), PoolError> {
-        self.core.checkpoint(|_, catalog| {
-            let of = catalog.snapshot(disk, snapshot)?.clone();
+        self.core.log_change(|_, catalog| {
+            let of = catalog.snapshot(disk, snapshot)?.id;
             catalog.may_take(0, name)?;
-            let mut state = new_state(catalog, Is::Disk, name, of.size);
-            state.parent = of.id;
-            state.root = of.root;
-            state.referenced = of.referenced;
-            state.throw_away = options.durability == Durability::None;
-            state.quota = options.quota.get() / BLOCK_LEN;
-            catalog.add(state);
-            Ok(())
+            Ok(Change::Clone {
+                of,
+                id: catalog.new_id(),
+                quota: options.quota.get() / BLOCK_LEN,
+                created: now(),
+                throw_away: options.durability == Durability::None,
+                name: name.to_owned(),
+            })
         })
     }
 
@@ -315,15 +307,12 @@ impl Pool {
     /// Deletes a snapshot. Its space is given back in the background, with later checkpoints or by
     /// [`gc`](Pool::gc). It must not be open.
     pub fn delete_snapshot(&self, disk: &str, name: &str) -> Result<(), PoolError> {
-        self.core.checkpoint(|core, catalog| {
-            let state = catalog.snapshot(disk, name)?.clone();
-            if catalog.views.get(&state.id).is_some_and(|view| view.strong_count() > 0) {
+        self.core.log_change(|_, catalog| {
+            let id = catalog.snapshot(disk, name)?.id;
+            if catalog.views.get(&id).is_some_and(|view| view.strong_count() > 0) {
                 return Err(PoolError::InUse { name: format!("{disk}@{name}") });
             }
-            catalog.views.remove(&state.id);
-            core.leaves.forget(|(owner, _)| *owner == state.id);
-            catalog.change(state.id, |state| state.hidden = true);
-            Ok(())
+            Ok(Change::Hide { id })
         })
     }
 

@@ -172,6 +172,30 @@ impl Space {
         }
     }
 
+    /// Keeps blocks from being handed out that a log names; false for what is no such run.
+    pub(crate) fn hold(&self, run: Run) -> bool {
+        let end = run.start.checked_add(run.len);
+        let held = run.start >= self.first && end.is_some_and(|end| end <= self.end);
+        if held {
+            let mut hand = self.hand();
+            for (word, mask) in words_of(run) {
+                hand.free -= u64::from((!hand.busy[word] & mask).count_ones());
+                hand.busy[word] |= mask;
+            }
+        }
+        held
+    }
+
+    /// Of blocks that a log named, those that nothing reaches are free.
+    pub(crate) fn release_unused(&self, run: Run) {
+        let mut hand = self.hand();
+        for (word, mask) in words_of(run) {
+            let unused = hand.busy[word] & mask & !self.used[word].load(Ordering::Relaxed);
+            hand.free += u64::from(unused.count_ones());
+            hand.busy[word] &= !unused;
+        }
+    }
+
     /// Also keeps the block from being handed out: for blocks a replayed log names.
     pub(crate) fn claim(&self, block: u64) {
         self.set_used(block);

@@ -19,6 +19,8 @@ use crate::node::{Entry, FANOUT, Kind, Node, ROOT_LEVEL, leaves_below, place_of}
 pub(crate) struct Fresh {
     /// Blocks that nothing reaches any more.
     pub(crate) replaced: Vec<u64>,
+    /// What was made so far.
+    pub(crate) placed: Vec<u64>,
 }
 
 impl Core {
@@ -177,7 +179,7 @@ impl Core {
         if !old.is_hole() && place.owns(first..first + leaves_below(level), old.birth) {
             fresh.replaced.push(old.block);
         }
-        if node.is_empty() { Ok(Entry::HOLE) } else { self.place_node(node) }
+        if node.is_empty() { Ok(Entry::HOLE) } else { self.place_node(fresh, node) }
     }
 
     /// Stores changed leaves of a group, and those that share a block with one: together if they fit into one block,
@@ -216,7 +218,7 @@ impl Core {
             std::array::from_fn(|n| leaves[n].as_deref().filter(|leaf| !leaf.is_empty()));
         let together = leaf::fit(full.iter().flatten().copied());
         let shared = match together && full.iter().any(Option::is_some) {
-            true => self.place_node(leaf::encode(number(0), full))?,
+            true => self.place_node(fresh, leaf::encode(number(0), full))?,
             false => Entry::HOLE,
         };
         for (n, leaf) in leaves.iter().enumerate() {
@@ -227,17 +229,18 @@ impl Core {
                 (_, Some(leaf)) if leaf::fit([leaf].into_iter()) => {
                     let mut alone = [None; GROUP];
                     alone[n] = Some(leaf);
-                    self.place_node(leaf::encode(number(0), alone))?
+                    self.place_node(fresh, leaf::encode(number(0), alone))?
                 }
-                (_, Some(leaf)) => self.place_node(leaf::encode_table(number(n), leaf))?,
+                (_, Some(leaf)) => self.place_node(fresh, leaf::encode_table(number(n), leaf))?,
             };
             node.set(start + n, entry);
         }
         Ok(())
     }
 
-    fn place_node(&self, node: Node) -> Result<Entry, PoolError> {
+    fn place_node(&self, fresh: &mut Fresh, node: Node) -> Result<Entry, PoolError> {
         let block = self.metadata_block()?;
+        fresh.placed.push(block);
         let crc = self.sums.node(block, node.bytes());
         self.unwritten_mut().insert(block, Arc::new(node));
         self.space.set_used(block);

@@ -1,6 +1,6 @@
-//! The write-ahead log: which blocks were mapped where since the last checkpoint.
+//! The write-ahead log: which blocks were mapped where since the last checkpoint, and which snapshots and clones were made.
 //!
-//! A *record* maps or clears a run of blocks within one leaf. Records gather in memory; a flush writes
+//! A *record* maps or clears a run of blocks within one leaf, or changes the catalog. Records gather in memory; a flush writes
 //! them as one *batch* and syncs once, for the data too. A batch starts on a 512-byte boundary:
 //!
 //! | offset | size | field |
@@ -23,32 +23,37 @@ use crate::format::{Sums, get, get_u32, index, put, same};
 const MAGIC: [u8; 4] = *b"KPXw";
 /// Bytes before the records of a batch.
 pub(crate) const HEADER: usize = 40;
-/// Bytes of a record before its checksums.
+/// Bytes of a record before its checksums or its name.
 const RECORD: usize = 36;
 /// Batches start on multiples of this.
 pub(crate) const SECTOR: u64 = 512;
 
-/// What a record does to a run of blocks of one disk.
+/// One change.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Record {
+    /// A run within one leaf is now at these blocks in a row, with these checksums.
+    Map { disk: u64, lba: u64, birth: u64, block: u64, crcs: Vec<u32> },
+    /// A run within one leaf reads as zeros.
+    Clear { disk: u64, lba: u64, count: u64 },
+    /// Of the catalog.
+    Catalog(Change),
+}
+
+/// A change of the catalog that takes a record and no checkpoint.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Change {
-    /// The run is now at these blocks in a row, with these checksums.
-    Map { block: u64, birth: u64, crcs: Vec<u32> },
-    /// The run reads as zeros.
-    Clear { count: u64 },
+    /// A disk as it is now has a snapshot.
+    Snapshot { disk: u64, id: u64, epoch: u64, created: u64, name: String },
+    /// There is a disk that starts as a snapshot.
+    Clone { of: u64, id: u64, quota: u64, created: u64, throw_away: bool, name: String },
+    /// A snapshot was deleted.
+    Hide { id: u64 },
 }
 
-/// One change of one disk's map, within one leaf.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Record {
-    pub(crate) disk: u64,
-    pub(crate) lba: u64,
-    pub(crate) change: Change,
-}
-
-fn encode(bytes: &mut Vec<u8>, kind: u8, count: usize, numbers: [u64; 4]) {
-    // A leaf has 256 blocks, so a count always fits.
+fn encode(bytes: &mut Vec<u8>, (kind, flags): (u8, u8), count: usize, numbers: [u64; 4]) {
+    // A leaf has 256 blocks and a name 128 bytes, so a count always fits.
     let count = u16::try_from(count).unwrap_or(0).to_le_bytes();
-    bytes.extend_from_slice(&[kind, 0, count[0], count[1]]);
+    bytes.extend_from_slice(&[kind, flags, count[0], count[1]]);
     for number in numbers {
         bytes.extend_from_slice(&number.to_le_bytes());
     }
@@ -60,23 +65,35 @@ pub(crate) fn decode_records(bytes: &[u8]) -> Vec<Record> {
     let mut at = 0;
     while at + RECORD <= bytes.len() {
         let count = usize::from(u16::from_le_bytes([bytes[at + 2], bytes[at + 3]]));
-        let (disk, lba) = (get(bytes, at + 4), get(bytes, at + 12));
-        if count == 0 || lba % 256 + count as u64 > 256 {
-            break;
-        }
-        let change = match bytes[at] {
-            1 if at + RECORD + count * 4 <= bytes.len() => {
-                let crcs = (0..count).map(|n| get_u32(bytes, at + RECORD + n * 4)).collect();
-                let change =
-                    Change::Map { birth: get(bytes, at + 20), block: get(bytes, at + 28), crcs };
-                at += count * 4;
-                change
+        let [a, b, c, d] = std::array::from_fn(|n| get(bytes, at + 4 + n * 8));
+        let within = count > 0 && b % 256 + count as u64 <= 256;
+        let (kind, flags) = (bytes[at], bytes[at + 1]);
+        at += RECORD;
+        let after = |len: usize| bytes.get(at..at + len);
+        let name = || after(count).and_then(|name| std::str::from_utf8(name).ok());
+        let (record, len) = match kind {
+            1 if within => {
+                let Some(crcs) = after(count * 4) else { break };
+                let crcs = crcs.chunks_exact(4).map(|crc| get_u32(crc, 0)).collect();
+                (Record::Map { disk: a, lba: b, birth: c, block: d, crcs }, count * 4)
             }
-            2 => Change::Clear { count: count as u64 },
+            2 if within => (Record::Clear { disk: a, lba: b, count: count as u64 }, 0),
+            3 => {
+                let Some(name) = name().map(str::to_owned) else { break };
+                let change = Change::Snapshot { disk: a, id: b, epoch: c, created: d, name };
+                (Record::Catalog(change), count)
+            }
+            4 => {
+                let Some(name) = name().map(str::to_owned) else { break };
+                let throw_away = flags & 1 != 0;
+                let change = Change::Clone { of: a, id: b, quota: c, created: d, throw_away, name };
+                (Record::Catalog(change), count)
+            }
+            5 => (Record::Catalog(Change::Hide { id: a }), 0),
             _ => break,
         };
-        at += RECORD;
-        records.push(Record { disk, lba, change });
+        at += len;
+        records.push(record);
     }
     records
 }
@@ -105,7 +122,7 @@ impl Gathering {
     /// the order of its changes.
     pub(crate) fn map(&self, disk: u64, lba: u64, birth: u64, block: u64, crcs: &[u32]) {
         let mut gathered = self.gathered();
-        encode(&mut gathered.bytes, 1, crcs.len(), [disk, lba, birth, block]);
+        encode(&mut gathered.bytes, (1, 0), crcs.len(), [disk, lba, birth, block]);
         for crc in crcs {
             gathered.bytes.extend_from_slice(&crc.to_le_bytes());
         }
@@ -115,7 +132,26 @@ impl Gathering {
     /// Gathers the clearing of a run.
     pub(crate) fn clear(&self, disk: u64, lba: u64, count: usize) {
         let mut gathered = self.gathered();
-        encode(&mut gathered.bytes, 2, count, [disk, lba, 0, 0]);
+        encode(&mut gathered.bytes, (2, 0), count, [disk, lba, 0, 0]);
+        self.gathered_one(&mut gathered);
+    }
+
+    /// Gathers a change of the catalog. Called while no disk changes, so that it comes after all that it is to have.
+    pub(crate) fn change(&self, change: &Change) {
+        let mut gathered = self.gathered();
+        let bytes = &mut gathered.bytes;
+        match change {
+            Change::Snapshot { disk, id, epoch, created, name } => {
+                encode(bytes, (3, 0), name.len(), [*disk, *id, *epoch, *created]);
+                bytes.extend_from_slice(name.as_bytes());
+            }
+            Change::Clone { of, id, quota, created, throw_away, name } => {
+                let flags = u8::from(*throw_away);
+                encode(bytes, (4, flags), name.len(), [*of, *id, *quota, *created]);
+                bytes.extend_from_slice(name.as_bytes());
+            }
+            Change::Hide { id } => encode(bytes, (5, 0), 0, [*id, 0, 0, 0]),
+        }
         self.gathered_one(&mut gathered);
     }
 
@@ -202,21 +238,24 @@ mod tests {
         let gathering = Gathering::default();
         gathering.map(7, 300, 4, 9000, &[1, 2, 3]);
         gathering.clear(7, 512, 256);
+        let name = "näme".to_owned();
+        let changes = [
+            Change::Snapshot { disk: 7, id: 8, epoch: 4, created: 99, name: name.clone() },
+            Change::Clone { of: 8, id: 9, quota: 10, created: 99, throw_away: true, name },
+            Change::Hide { id: 8 },
+        ];
+        changes.iter().for_each(|change| gathering.change(change));
         let (records, count) = gathering.take();
-        assert_eq!(count, 2);
+        assert_eq!(count, 5);
         let sums = Sums::of_pool(&[3; 16]);
         let id = BatchId { opening: 2, number: 40, durable: 39 };
         let bytes = encode_batch(sums, id, &records);
         let (durable, found, len) = decode_batch(sums, 2, 40, &bytes).unwrap();
         assert_eq!((durable, len), (39, 512));
-        let map = Change::Map { block: 9000, birth: 4, crcs: vec![1, 2, 3] };
-        assert_eq!(
-            decode_records(found),
-            [
-                Record { disk: 7, lba: 300, change: map },
-                Record { disk: 7, lba: 512, change: Change::Clear { count: 256 } },
-            ]
-        );
+        let map = Record::Map { disk: 7, lba: 300, birth: 4, block: 9000, crcs: vec![1, 2, 3] };
+        let mut expected = vec![map, Record::Clear { disk: 7, lba: 512, count: 256 }];
+        expected.extend(changes.map(Record::Catalog));
+        assert_eq!(decode_records(found), expected);
         assert!(decode_batch(sums, 1, 40, &bytes).is_none(), "another opening");
         assert!(decode_batch(sums, 2, 41, &bytes).is_none(), "another number");
         assert!(decode_batch(Sums::of_pool(&[4; 16]), 2, 40, &bytes).is_none(), "another pool");
