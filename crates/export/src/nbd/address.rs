@@ -5,12 +5,13 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-/// A unix socket, or a port on this machine alone.
+/// A unix socket, or a port.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Address {
     /// A socket in the file system, which only the server's user can reach.
     Unix(PathBuf),
-    /// A TCP port, which every user of this machine can reach; 0 is any free one.
+    /// A TCP port, which every user of this machine can reach, and others where it is not a loopback address;
+    /// 0 is any free one.
     Tcp(SocketAddr),
 }
 
@@ -19,7 +20,8 @@ pub enum Address {
 pub enum ParseAddressError {
     /// It has neither form.
     #[error(
-        "{text:?} is not an address: write unix:PATH, or HOST:PORT such as 127.0.0.1:10809 or [::1]:10809"
+        "{text:?} is not an address: write unix:PATH, or HOST:PORT with localhost or a number as the host, such as \
+         127.0.0.1:10809 or [::1]:10809"
     )]
     Form {
         /// What was written.
@@ -27,8 +29,8 @@ pub enum ParseAddressError {
     },
     /// Other machines could reach it.
     #[error(
-        "{address} is not a loopback address, and TLS is not offered: \
-         use a unix socket, or 127.0.0.1 behind an SSH tunnel"
+        "{address} is not a loopback address, so other machines could reach it: that takes TLS certificates; \
+         or use a unix socket, or 127.0.0.1 behind an SSH tunnel"
     )]
     NotLoopback {
         /// What was written.
@@ -55,23 +57,12 @@ impl FromStr for Address {
         if host == "localhost" {
             return Ok(Address::Tcp((Ipv4Addr::LOCALHOST, port).into()));
         }
-        match text.parse::<SocketAddr>() {
-            Ok(address) => {
-                let address = Address::Tcp(address);
-                address.refuse_other_machines()?;
-                Ok(address)
-            }
-            // A name is somebody else's machine for all that can be known here.
-            Err(_) if host.parse::<u64>().is_err() && !host.contains(['[', ']', '/', ' ']) => {
-                Err(ParseAddressError::NotLoopback { address: short() })
-            }
-            Err(_) => Err(ParseAddressError::Form { text: short() }),
-        }
+        text.parse().map(Address::Tcp).map_err(|_| ParseAddressError::Form { text: short() })
     }
 }
 
 impl Address {
-    /// Only the machine itself may reach a server: what goes over the wire is not protected.
+    /// Only the machine itself may reach a server without TLS: what goes over the wire is not protected.
     pub(crate) fn refuse_other_machines(&self) -> Result<(), ParseAddressError> {
         match self {
             Address::Tcp(address) if !address.ip().is_loopback() => {
@@ -135,17 +126,29 @@ mod tests {
     }
 
     #[test]
-    fn other_machines_are_refused_and_told_that_there_is_no_tls() {
-        for text in ["0.0.0.0:10809", "[::]:1", "192.168.0.1:10809", "disks.example:10809"] {
-            let error = text.parse::<Address>().unwrap_err();
+    fn other_machines_need_tls() {
+        for text in ["0.0.0.0:10809", "[::]:1", "192.168.0.1:10809"] {
+            let error = text.parse::<Address>().unwrap().refuse_other_machines().unwrap_err();
             assert!(matches!(error, ParseAddressError::NotLoopback { .. }), "{text}: {error}");
             assert!(error.to_string().contains("TLS"), "{error}");
+        }
+        for text in ["127.0.0.1:1", "[::1]:1", "unix:x"] {
+            text.parse::<Address>().unwrap().refuse_other_machines().unwrap();
         }
     }
 
     #[test]
     fn what_is_no_address_is_quoted() {
-        for text in ["", "unix:", "10809", ":10809", "127.0.0.1", "127.0.0.1:99999", "[::1:5"] {
+        for text in [
+            "",
+            "unix:",
+            "10809",
+            ":10809",
+            "127.0.0.1",
+            "127.0.0.1:99999",
+            "[::1:5",
+            "disks.example:1",
+        ] {
             let error = text.parse::<Address>().unwrap_err();
             assert!(matches!(error, ParseAddressError::Form { .. }), "{text}: {error}");
         }

@@ -71,6 +71,11 @@ impl Listener {
     /// wait for clients.
     pub fn bind(address: &Address) -> Result<Listener, ListenError> {
         address.refuse_other_machines()?;
+        Listener::bind_anywhere(address)
+    }
+
+    /// Like [`bind`](Listener::bind), and also on addresses that other machines can reach.
+    pub(crate) fn bind_anywhere(address: &Address) -> Result<Listener, ListenError> {
         match address {
             Address::Unix(path) => bind_unix(path),
             Address::Tcp(wanted) => {

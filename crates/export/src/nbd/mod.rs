@@ -19,7 +19,9 @@ mod channel;
 mod execution;
 mod listener;
 mod negotiation;
+mod secured;
 mod server;
+mod tls;
 mod transmission;
 mod wire;
 
@@ -30,25 +32,72 @@ pub use channel::{Channel, Socket};
 pub use listener::{ListenError, Listener};
 pub use negotiation::NegotiationError;
 pub use server::Server;
+pub use tls::{Clients, Tls, TlsError};
 
 use crate::Exports;
+use negotiation::{Outcome, Protection, negotiate};
+use secured::Secured;
 
 /// How long a client may think between two words of the handshake.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Serves one client on a stream that is connected already, until it leaves or is hung up on.
 pub fn serve<C: Channel>(channel: &C, exports: &Exports) -> Result<(), NegotiationError> {
-    /// Hangs up at the end, however it is reached: the socket may have other owners.
-    struct HangUp<'a, C: Channel>(&'a C);
-    impl<C: Channel> Drop for HangUp<'_, C> {
-        fn drop(&mut self) {
-            self.0.hang_up();
-        }
+    serve_as(channel, exports, None)
+}
+
+/// Like [`serve`], but within TLS, and not at all with a client that does not want that.
+pub fn serve_secured<C: Channel>(
+    channel: &C,
+    exports: &Exports,
+    tls: &Tls,
+) -> Result<(), NegotiationError> {
+    serve_as(channel, exports, Some(tls))
+}
+
+/// Hangs up at the end, however it is reached: the socket may have other owners.
+struct HangUp<'a, C: Channel>(&'a C);
+
+impl<C: Channel> Drop for HangUp<'_, C> {
+    fn drop(&mut self) {
+        self.0.hang_up();
     }
+}
+
+fn serve_as<C: Channel>(
+    channel: &C,
+    exports: &Exports,
+    tls: Option<&Tls>,
+) -> Result<(), NegotiationError> {
     let _hang_up = HangUp(channel);
     channel.wait_at_most(Some(PATIENCE))?;
     let mut input = channel::Input::new(transmission::INPUT_LEN);
-    if let Some(agreement) = negotiation::negotiate(channel, &mut input, exports)? {
+    let no_zeroes = negotiation::greet(channel, &mut input)?;
+    let protection = if tls.is_some() { Protection::Wanted } else { Protection::None };
+    let outcome = negotiate(channel, &mut input, exports, protection, no_zeroes)?;
+    let (Outcome::StartTls, Some(tls)) = (&outcome, tls) else {
+        return finish(channel, input, outcome);
+    };
+    // What was said before could have come from anybody, so nothing of it counts.
+    if !input.held().is_empty() {
+        return Err(NegotiationError::Broken { what: "it went on before TLS had begun" });
+    }
+    drop(input);
+    let secured = Secured::agree(channel, tls)?;
+    let mut input = channel::Input::new(transmission::INPUT_LEN);
+    let outcome = negotiate(&secured, &mut input, exports, Protection::Tls, no_zeroes)?;
+    let ended = finish(&secured, input, outcome);
+    secured.farewell();
+    ended
+}
+
+/// What follows the handshake.
+fn finish<C: Channel>(
+    channel: &C,
+    input: channel::Input,
+    outcome: Outcome,
+) -> Result<(), NegotiationError> {
+    if let Outcome::Agreed(agreement) = outcome {
         channel.wait_at_most(None)?;
         transmission::transmit(channel, input, &agreement);
     }

@@ -45,21 +45,40 @@ fn broken(what: &'static str) -> NegotiationError {
     NegotiationError::Broken { what }
 }
 
+/// Whether what is said is protected.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Protection {
+    /// It is not, and need not be.
+    None,
+    /// It will be, or nothing is said about disks.
+    Wanted,
+    /// It is.
+    Tls,
+}
+
+/// How a handshake ends.
+#[derive(Debug)]
+pub(crate) enum Outcome {
+    /// The client has an export.
+    Agreed(Agreement),
+    /// The client wants to go on in TLS, and was told that it may.
+    StartTls,
+    /// The client has left.
+    Left,
+}
+
 /// Who asks, and what was agreed so far.
 struct Handshake<'a, C> {
     channel: &'a C,
     exports: &'a Exports,
+    protection: Protection,
     structured: bool,
     /// The export for which block status was asked.
     allocation_of: Option<String>,
 }
 
-/// Talks until the client has an export, or has left (`None`).
-pub(crate) fn negotiate<C: Channel>(
-    channel: &C,
-    input: &mut Input,
-    exports: &Exports,
-) -> Result<Option<Agreement>, NegotiationError> {
+/// The first words; returns whether the client can do without 124 zeros that follow the oldest answer.
+pub(crate) fn greet<C: Channel>(channel: &C, input: &mut Input) -> Result<bool, NegotiationError> {
     let mut hello = Vec::with_capacity(18);
     hello.extend(GREETING.to_be_bytes());
     hello.extend(OPTION_MAGIC.to_be_bytes());
@@ -71,8 +90,19 @@ pub(crate) fn negotiate<C: Channel>(
     if flags & !u32::from(FIXED_NEWSTYLE | NO_ZEROES) != 0 {
         return Err(broken("it set handshake flags that do not exist"));
     }
-    let no_zeroes = flags & u32::from(NO_ZEROES) != 0;
-    let mut shake = Handshake { channel, exports, structured: false, allocation_of: None };
+    Ok(flags & u32::from(NO_ZEROES) != 0)
+}
+
+/// Talks until the client has an export, starts TLS or has left.
+pub(crate) fn negotiate<C: Channel>(
+    channel: &C,
+    input: &mut Input,
+    exports: &Exports,
+    protection: Protection,
+    no_zeroes: bool,
+) -> Result<Outcome, NegotiationError> {
+    let mut shake =
+        Handshake { channel, exports, protection, structured: false, allocation_of: None };
     for _ in 0..MOST_OPTIONS {
         let mut head = [0; 16];
         input.read_exact(channel, &mut head)?;
@@ -89,15 +119,25 @@ pub(crate) fn negotiate<C: Channel>(
         let mut data = vec![0; len];
         input.read_exact(channel, &mut data)?;
         match number {
-            option::EXPORT_NAME => return shake.export_name(&data, no_zeroes).map(Some),
+            option::STARTTLS if shake.start_tls(&data)? => return Ok(Outcome::StartTls),
+            option::STARTTLS => {}
+            option::EXPORT_NAME if protection == Protection::Wanted => {
+                return Err(broken("it chose an export without TLS"));
+            }
+            option::EXPORT_NAME => {
+                return shake.export_name(&data, no_zeroes).map(Outcome::Agreed);
+            }
             option::ABORT => {
                 // The client may have closed already; it is told all the same.
                 let _ = shake.answer(number, answer::ACK, &[]);
-                return Ok(None);
+                return Ok(Outcome::Left);
+            }
+            _ if protection == Protection::Wanted => {
+                shake.answer(number, answer::TLS_REQUIRED, b"start TLS first")?;
             }
             option::GO | option::INFO => {
                 if let Some(agreement) = shake.go(number, &data)? {
-                    return Ok(Some(agreement));
+                    return Ok(Outcome::Agreed(agreement));
                 }
             }
             option::LIST => shake.list(&data)?,
@@ -105,11 +145,6 @@ pub(crate) fn negotiate<C: Channel>(
             option::LIST_META_CONTEXT | option::SET_META_CONTEXT => {
                 shake.meta_context(number, &data)?;
             }
-            option::STARTTLS => shake.answer(
-                number,
-                answer::POLICY,
-                b"TLS is not offered: connect through the unix socket or the loopback address",
-            )?,
             _ => shake.answer(number, answer::UNSUPPORTED, b"this option is not supported")?,
         }
     }
@@ -126,6 +161,20 @@ impl<C: Channel> Handshake<'_, C> {
         bytes.extend(len.to_be_bytes());
         bytes.extend(data);
         Ok(self.channel.send(&bytes)?)
+    }
+
+    /// Whether TLS comes next.
+    fn start_tls(&self, data: &[u8]) -> Result<bool, NegotiationError> {
+        let (kind, sentence): (u32, &[u8]) = match self.protection {
+            Protection::None => {
+                (answer::POLICY, b"TLS is not offered: this server has no certificate")
+            }
+            Protection::Wanted if data.is_empty() => (answer::ACK, b""),
+            Protection::Wanted => (answer::INVALID, b"starting TLS takes no data"),
+            Protection::Tls => (answer::INVALID, b"this is TLS already"),
+        };
+        self.answer(option::STARTTLS, kind, sentence)?;
+        Ok(kind == answer::ACK)
     }
 
     /// The oldest way to choose: there is no way to say no but to hang up.

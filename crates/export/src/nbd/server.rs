@@ -11,6 +11,7 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use super::address::Address;
 use super::channel::Socket;
 use super::listener::{ListenError, Listener};
+use super::tls::Tls;
 use crate::Exports;
 
 /// Clients at once; the next ones are hung up on.
@@ -21,6 +22,8 @@ const MOST_CLIENTS: usize = 256;
 pub struct Server {
     address: Address,
     clients: Arc<Clients>,
+    /// Whether clients have to start TLS.
+    secured: bool,
     /// Written to when no more clients are wanted.
     enough: Arc<OwnedFd>,
     accepting: Option<JoinHandle<()>>,
@@ -44,8 +47,24 @@ impl Server {
     ///
     /// A unix socket can be reached by its user alone. What a dead server left at its path is replaced; a
     /// server that lives, or a file of another kind, is left alone. The path goes with the server.
+    ///
+    /// Only this machine can reach it: other addresses are refused.
     pub fn start(address: &Address, exports: Exports) -> Result<Server, ListenError> {
-        let listener = Listener::bind(address)?;
+        Server::run(Listener::bind(address)?, exports, None)
+    }
+
+    /// Like [`start`](Server::start), but clients have to start TLS before they are told anything, and other
+    /// machines may be among them.
+    pub fn start_secured(
+        address: &Address,
+        exports: Exports,
+        tls: Tls,
+    ) -> Result<Server, ListenError> {
+        Server::run(Listener::bind_anywhere(address)?, exports, Some(tls))
+    }
+
+    fn run(listener: Listener, exports: Exports, tls: Option<Tls>) -> Result<Server, ListenError> {
+        let secured = tls.is_some();
         let address = listener.address().clone();
         let failed = |act| {
             let address = address.to_string();
@@ -59,15 +78,24 @@ impl Server {
             let (clients, enough) = (Arc::clone(&clients), Arc::clone(&enough));
             thread::Builder::new()
                 .name("nbd-accept".to_owned())
-                .spawn(move || accept(&listener, &enough, &clients, &exports))
+                .spawn(move || accept(&listener, &enough, &clients, &(exports, tls)))
                 .map_err(failed("start a thread for"))?
         };
-        Ok(Server { address, clients, enough, accepting: Some(accepting) })
+        Ok(Server { address, clients, secured, enough, accepting: Some(accepting) })
     }
 
     /// Where clients connect; with the port that was found free if none was named.
     pub fn address(&self) -> &Address {
         &self.address
+    }
+
+    /// How clients name an export here: an NBD URI. It does not say where their certificates are.
+    pub fn uri(&self, export: &str) -> String {
+        let uri = self.address.uri(export);
+        match uri.strip_prefix("nbd").filter(|_| self.secured) {
+            Some(rest) => format!("nbds{rest}"),
+            None => uri,
+        }
     }
 
     /// How many clients are connected.
@@ -149,7 +177,10 @@ impl Drop for Present {
     }
 }
 
-fn accept(listener: &Listener, enough: &OwnedFd, clients: &Arc<Clients>, exports: &Exports) {
+/// What is served, and what clients need to be told of it.
+type Service = (Exports, Option<Tls>);
+
+fn accept(listener: &Listener, enough: &OwnedFd, clients: &Arc<Clients>, service: &Service) {
     loop {
         let mut waiting =
             [PollFd::new(listener, PollFlags::IN), PollFd::new(enough, PollFlags::IN)];
@@ -160,7 +191,7 @@ fn accept(listener: &Listener, enough: &OwnedFd, clients: &Arc<Clients>, exports
             return;
         }
         match listener.accept() {
-            Ok(Some(fd)) => welcome(fd, clients, exports),
+            Ok(Some(fd)) => welcome(fd, clients, service),
             Ok(None) => {}
             // Out of descriptors or memory: others have to leave before anybody can come.
             Err(_) => wait_for_room(enough),
@@ -174,15 +205,15 @@ fn wait_for_room(enough: &OwnedFd) {
     let _ = poll(&mut [PollFd::new(enough, PollFlags::IN)], Some(&pause));
 }
 
-fn welcome(fd: OwnedFd, clients: &Arc<Clients>, exports: &Exports) {
+fn welcome(fd: OwnedFd, clients: &Arc<Clients>, service: &Service) {
     let socket = Arc::new(Socket::new(fd));
     let Some(number) = clients.enter(Arc::clone(&socket)) else { return };
     let present = Present { clients: Arc::clone(clients), number };
-    let exports = exports.clone();
+    let (exports, tls) = service.clone();
     let serve = move || {
         let _present = present;
         // A client that breaks the protocol is hung up on; it alone would want to know.
-        let _ = super::serve(socket.as_ref(), &exports);
+        let _ = super::serve_as(socket.as_ref(), &exports, tls.as_ref());
     };
     // Without a thread the closure is dropped, and with it the connection.
     let _ = thread::Builder::new().name("nbd".to_owned()).spawn(serve);

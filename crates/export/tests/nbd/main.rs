@@ -10,4 +10,5 @@ mod hostile;
 mod parallel;
 mod programs;
 mod sockets;
+mod tls;
 mod transmission;

@@ -136,5 +136,5 @@ fn an_address_that_other_machines_could_reach_is_refused() {
     let exports = one(Arc::new(MemoryDevice::new(ByteLen::mib(1))));
     let everywhere = Address::Tcp(SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)));
     let error = Server::start(&everywhere, exports).unwrap_err();
-    assert!(error.to_string().contains("TLS is not offered"), "{error}");
+    assert!(error.to_string().contains("TLS certificates"), "{error}");
 }
