@@ -5,11 +5,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use kiln_block::BlockDevice;
-use kiln_export::nbd::{Address, ListenError, Server};
+use kiln_export::nbd::{Address, Clients, ListenError, Server, Tls};
 use kiln_export::{Export, Exports, fuse, ublk, vhost_user};
 
 use crate::error::{Refusal, Why};
-use crate::request::{Frontend, Serve, Served};
+use crate::request::{Credentials, Frontend, Serve, Served};
 
 /// How long clients' requests may take when serving ends.
 const GRACE: Duration = Duration::from_secs(10);
@@ -121,15 +121,20 @@ fn start(
     disks: &[(String, u64, bool)],
 ) -> Result<(Running, Addresses), Refusal> {
     match frontend {
-        Frontend::Nbd { tls: Some(_), .. } => {
-            Err(Refusal::new(Why::Request, "this Kiln does not offer TLS"))
-        }
-        Frontend::Nbd { address, tls: None } => {
+        Frontend::Nbd { address, tls } => {
             let address: Address =
                 address.parse().map_err(|error| Refusal::of(Why::Request, &error))?;
-            let server = Server::start(&address, exports.clone()).map_err(listening)?;
+            let server = match tls {
+                None => Server::start(&address, exports.clone()).map_err(listening)?,
+                Some(Credentials { folder, verify_clients }) => {
+                    let clients = if *verify_clients { Clients::Certified } else { Clients::Known };
+                    let tls = Tls::open(folder, clients)
+                        .map_err(|error| Refusal::of(Why::Setup, &error))?;
+                    Server::start_secured(&address, exports.clone(), tls).map_err(listening)?
+                }
+            };
             let address = server.address().clone();
-            let told = disks.iter().map(|(name, ..)| (address.uri(name), address.to_string()));
+            let told = disks.iter().map(|(name, ..)| (server.uri(name), address.to_string()));
             let told = told.collect();
             Ok((Running::Nbd(server), told))
         }

@@ -339,7 +339,8 @@ pub enum Frontend {
 pub struct Credentials {
     /// The folder.
     pub folder: PathBuf,
-    /// Clients have to show a certificate too.
+    /// Clients have to show a certificate, and it is an error if there is no `ca-cert.pem` to check it by. Without this
+    /// they have to where there is one.
     #[serde(default)]
     pub verify_clients: bool,
 }
