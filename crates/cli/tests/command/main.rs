@@ -11,4 +11,6 @@ mod help;
 mod history;
 mod kiln;
 mod layer;
+mod nbd;
+mod owner;
 mod planning;
