@@ -286,14 +286,16 @@ pub(crate) struct DiskVerifyArgs {
   kiln disk serve base@ready vm-1 --nbd localhost:10809
   qemu-img info 'nbd://127.0.0.1:10809/vm-1'
   kiln disk serve vm-1 --vhost-user /run/user/1000/vm-1.sock
-  kiln disk serve base --fuse /mnt/disks --read-only")]
+  kiln disk serve base --fuse /mnt/disks --read-only
+  sudo kiln disk serve vm-1 --ublk
+  kiln disk serve vm-1 --nbd 0.0.0.0:10809 --tls ~/certificates")]
 #[command(group = clap::ArgGroup::new("frontend").required(true).multiple(true))]
 pub(crate) struct DiskServeArgs {
     /// Disks, and snapshots as NAME@SNAP; clients ask for them by the same names
     #[arg(value_name = "NAME[@SNAP]", required = true)]
     pub(crate) names: Vec<String>,
 
-    /// NBD: on a unix socket, or a port on this machine's loopback address (0 for any that is free)
+    /// NBD: on a unix socket, or a port (0 for any that is free) on this machine's loopback address; on others with --tls
     #[arg(long, group = "frontend", value_name = "unix:PATH|HOST:PORT",
         value_parser = str::parse::<Address>, help_heading = "Where")]
     pub(crate) nbd: Vec<Address>,
@@ -305,6 +307,15 @@ pub(crate) struct DiskServeArgs {
     /// FUSE: an empty folder, in which each disk becomes a raw file
     #[arg(long, group = "frontend", value_name = "DIR", help_heading = "Where")]
     pub(crate) fuse: Vec<PathBuf>,
+
+    /// ublk: each disk becomes a block device of this machine; takes root and Linux 6.5
+    #[arg(long, group = "frontend", help_heading = "Where")]
+    pub(crate) ublk: bool,
+
+    /// NBD clients have to use TLS: the folder of server-cert.pem and server-key.pem, and of ca-cert.pem if clients
+    /// have to show a certificate too
+    #[arg(long, requires = "nbd", value_name = "DIR")]
+    pub(crate) tls: Option<PathBuf>,
 
     /// Refuse all writes
     #[arg(long)]

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 
 use kiln_export::nbd::Address;
-use kiln_store::{Frontend, Lease, Serve, Served};
+use kiln_store::{Credentials, Frontend, Lease, Serve, Served};
 use serde_json::json;
 
 use super::pool;
@@ -84,14 +84,19 @@ fn frontends(folder: &Path, args: &DiskServeArgs) -> Vec<Frontend> {
             Address::Unix(path) => Address::Unix(absolute(path)),
             other => other.clone(),
         };
-        Frontend::Nbd { address: address.to_string(), tls: None }
+        let tls = args
+            .tls
+            .as_ref()
+            .map(|folder| Credentials { folder: absolute(folder), verify_clients: false });
+        Frontend::Nbd { address: address.to_string(), tls }
     });
     let vhost_user = args
         .vhost_user
         .iter()
         .map(|path| Frontend::VhostUser { path: absolute(path), serial: None });
     let fuse = args.fuse.iter().map(|dir| Frontend::Fuse { dir: absolute(dir) });
-    nbd.chain(vhost_user).chain(fuse).collect()
+    let ublk = args.ublk.then_some(Frontend::Ublk);
+    nbd.chain(vhost_user).chain(fuse).chain(ublk).collect()
 }
 
 fn kind(frontend: Option<&Frontend>) -> &'static str {
