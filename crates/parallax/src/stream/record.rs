@@ -34,7 +34,7 @@ use std::str::FromStr;
 
 use crc_fast::crc32_iscsi;
 
-use crate::format::BLOCK_LEN;
+use crate::format::{BLOCK_LEN, same};
 use crate::stream::StreamError;
 use crate::stream::identity::{Identity, first_16};
 
@@ -375,7 +375,8 @@ impl<'a> Reader<'a> {
         let mut bytes = [0; RECORD_LEN];
         self.fill(&mut bytes)?;
         self.chain = follow(self.chain, &bytes);
-        if bytes[..4] != RECORD_MAGIC || self.chain != u32::from_le_bytes(array(&bytes, 32)) {
+        let chain = u32::from_le_bytes(array(&bytes, 32));
+        if bytes[..4] != RECORD_MAGIC || !same(self.chain, chain) {
             return Err(StreamError::damaged(start, "no record, or one with a wrong checksum"));
         }
         let impossible = || StreamError::damaged(start, "a record that cannot be");
@@ -409,14 +410,14 @@ impl<'a> Reader<'a> {
         let filled = self.fill(&mut payload);
         self.payload = payload;
         filled?;
-        if crc32_iscsi(&self.payload) != u32::from_le_bytes(array(&bytes, 28)) {
+        if !same(crc32_iscsi(&self.payload), u32::from_le_bytes(array(&bytes, 28))) {
             return Err(StreamError::damaged(start, "a record whose bytes have a wrong checksum"));
         }
         self.hasher.update(&bytes);
         self.hasher.update(&self.payload);
         self.behind = end;
         let record = Record { kind, packed, at, len };
-        if kind == Kind::End && self.payload != whole {
+        if kind == Kind::End && self.payload != whole && !cfg!(feature = "fuzzing") {
             return Err(StreamError::WrongSum);
         }
         if !packed {
