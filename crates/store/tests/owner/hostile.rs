@@ -11,14 +11,14 @@ use kiln_store::{Refusal, Why};
 use crate::house::{FOREVER, Place, create, names};
 
 fn greeted(place: &Place) -> UnixStream {
-    let client = UnixStream::connect(place.socket()).unwrap();
-    let (hello, _) = receive::<Answer>(&client, LONGEST_ANSWER).unwrap();
+    let client = UnixStream::connect(place.socket()).expect("it works");
+    let (hello, _) = receive::<Answer>(&client, LONGEST_ANSWER).expect("it works");
     assert!(matches!(hello, Answer::Hello(_)), "{hello:?}");
     client
 }
 
 fn refused(client: &UnixStream) -> Refusal {
-    match receive::<Answer>(client, LONGEST_ANSWER).unwrap().0 {
+    match receive::<Answer>(client, LONGEST_ANSWER).expect("it works").0 {
         Answer::Refused(refusal) => refusal,
         other => panic!("{other:?}"),
     }

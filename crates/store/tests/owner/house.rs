@@ -23,10 +23,10 @@ pub(crate) struct Place {
 
 impl Place {
     pub(crate) fn new() -> Place {
-        let folder = tempfile::tempdir().unwrap();
+        let folder = tempfile::tempdir().expect("it works");
         let pool = folder.path().join("disks.pool");
         let options = PoolOptions { log: ByteLen::mib(2), ..PoolOptions::default() };
-        Pool::create_file(&pool, ByteLen::mib(256), &options).unwrap();
+        Pool::create_file(&pool, ByteLen::mib(256), &options).expect("it works");
         Place { folder, pool }
     }
 
@@ -35,7 +35,7 @@ impl Place {
     }
 
     pub(crate) fn own(&self, idle: Duration) -> House {
-        let Opened::Owner(owner) = Owner::open(&self.pool).unwrap() else {
+        let Opened::Owner(owner) = Owner::open(&self.pool).expect("it works") else {
             panic!("somebody owns it already");
         };
         let dismissal = owner.dismissal();
@@ -44,7 +44,7 @@ impl Place {
 
     /// Uses what is there, and starts nothing.
     pub(crate) fn open(&self) -> Store {
-        Store::open(&self.pool, &nothing()).unwrap()
+        Store::open(&self.pool, &nothing()).expect("it works")
     }
 }
 
@@ -63,8 +63,8 @@ pub(crate) struct House {
 impl House {
     /// Waits until it has left by itself.
     pub(crate) fn leaves(mut self) {
-        let running = self.running.take().unwrap();
-        running.join().unwrap().unwrap();
+        let running = self.running.take().expect("it works");
+        running.join().expect("it works").expect("it works");
     }
 }
 
@@ -74,7 +74,7 @@ impl Drop for House {
         if let Some(running) = self.running.take() {
             let ended = running.join();
             if !std::thread::panicking() {
-                ended.unwrap().unwrap();
+                ended.expect("it works").expect("it works");
             }
         }
     }
@@ -82,23 +82,23 @@ impl Drop for House {
 
 pub(crate) fn create(store: &Store, name: &str, size: u64) {
     let request = Request::Create { name: name.to_owned(), size, with: NewDisk::default() };
-    assert_eq!(store.ask(request).unwrap(), Reply::Done);
+    assert_eq!(store.ask(request).expect("it works"), Reply::Done);
 }
 
 pub(crate) fn snap(store: &Store, disk: &str, snapshot: &str) {
     let request = Request::Snap { disk: disk.to_owned(), snapshot: snapshot.to_owned() };
-    assert_eq!(store.ask(request).unwrap(), Reply::Done);
+    assert_eq!(store.ask(request).expect("it works"), Reply::Done);
 }
 
 pub(crate) fn names(store: &Store) -> Vec<String> {
-    match store.ask(Request::List).unwrap() {
+    match store.ask(Request::List).expect("it works") {
         Reply::Disks { disks } => disks.into_iter().map(|disk| disk.name).collect(),
         other => panic!("{other:?}"),
     }
 }
 
 pub(crate) fn refusal<T: std::fmt::Debug>(asked: Result<T, StoreError>) -> Refusal {
-    match asked.unwrap_err() {
+    match asked.expect_err("it is refused") {
         StoreError::Refused(refusal) => refusal,
         other => panic!("{other:?}"),
     }
