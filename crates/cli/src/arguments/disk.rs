@@ -56,6 +56,8 @@ pub(crate) enum DiskCommand {
     Serve(DiskServeArgs),
     Own(DiskOwnArgs),
     Tree(DiskTreeArgs),
+    Top(DiskTopArgs),
+    Metrics(DiskMetricsArgs),
 }
 
 /// Make an empty disk
@@ -324,6 +326,10 @@ pub(crate) struct DiskServeArgs {
     /// Even if another command serves one of the disks for writing
     #[arg(long)]
     pub(crate) shared: bool,
+
+    /// Tell Prometheus what happens, at /metrics: on a unix socket, or a port on this machine's loopback address
+    #[arg(long, value_name = "unix:PATH|HOST:PORT", value_parser = str::parse::<Address>)]
+    pub(crate) metrics: Option<Address>,
 }
 
 /// Own the pool: have it open for all other commands, until Ctrl-C or nobody needs it
@@ -346,6 +352,53 @@ pub(crate) struct DiskOwnArgs {
     /// Leave the terminal, and say on stdout when it is ready
     #[arg(long, hide = true)]
     pub(crate) detached: bool,
+}
+
+/// Watch what is done with the disks: operations, bytes and latencies of each, cache, space and flushes
+///
+/// On a terminal, the figures are drawn anew every second until Ctrl-C. Elsewhere they are printed once, and with
+/// --format json a line is printed for each second. Disks appear once somebody is served with them.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  kiln disk top
+  kiln disk top vm-1 vm-2 --every 5
+  kiln disk top --once
+  kiln disk top --format json | jq .disks")]
+pub(crate) struct DiskTopArgs {
+    /// Only these disks, and snapshots as NAME@SNAP
+    #[arg(value_name = "NAME[@SNAP]")]
+    pub(crate) names: Vec<String>,
+
+    /// Over how many seconds figures are taken
+    #[arg(long, value_name = "SECONDS", default_value = "1", value_parser = pause)]
+    pub(crate) every: std::time::Duration,
+
+    /// Print them once
+    #[arg(long)]
+    pub(crate) once: bool,
+}
+
+/// Print what happened in the pool since it was opened, as Prometheus reads it
+///
+/// docs/formats/metrics.md lists the metrics.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  kiln disk metrics
+  kiln disk metrics --listen localhost:9477
+  kiln disk metrics --listen unix:/run/user/1000/metrics")]
+pub(crate) struct DiskMetricsArgs {
+    /// Answer at /metrics until Ctrl-C instead: on a unix socket, or a port on this machine's loopback address
+    #[arg(long, value_name = "unix:PATH|HOST:PORT", value_parser = str::parse::<Address>)]
+    pub(crate) listen: Option<Address>,
+}
+
+fn pause(text: &str) -> Result<std::time::Duration, String> {
+    match text.parse::<f64>() {
+        Ok(seconds) if (0.1..=3600.0).contains(&seconds) => {
+            Ok(std::time::Duration::from_secs_f64(seconds))
+        }
+        _ => Err("write a number of seconds between 0.1 and 3600".to_owned()),
+    }
 }
 
 /// Draw which disk and which snapshot evolved from which

@@ -9,8 +9,8 @@ mod run;
 
 pub(crate) use disk::{
     DiskArgs, DiskCloneArgs, DiskCommand, DiskCreateArgs, DiskDiffArgs, DiskExportArgs,
-    DiskImportArgs, DiskOptionArgs, DiskOwnArgs, DiskRemoveArgs, DiskResizeArgs, DiskServeArgs,
-    DiskSnapArgs, DiskVerifyArgs, Drawing,
+    DiskImportArgs, DiskMetricsArgs, DiskOptionArgs, DiskOwnArgs, DiskRemoveArgs, DiskResizeArgs,
+    DiskServeArgs, DiskSnapArgs, DiskTopArgs, DiskVerifyArgs, Drawing,
 };
 pub(crate) use inspect::{
     CompletionsArgs, ConfigCommand, DiffArgs, DoctorArgs, HistoryCommand, ManArgs, PublishArgs,

@@ -12,5 +12,6 @@ mod history;
 mod kiln;
 mod layer;
 mod nbd;
+mod observing;
 mod owner;
 mod planning;

@@ -41,13 +41,28 @@ impl Answer {
         }
     }
 
-    /// The whole answer, after which the connection is closed. `metrics` are made only if they were asked for.
-    pub(super) fn bytes(self, metrics: impl FnOnce() -> String) -> Vec<u8> {
-        let (kind, text) = match self {
-            Answer::Metrics { .. } => (super::CONTENT_TYPE, metrics()),
-            Answer::Index { .. } => ("text/plain; charset=utf-8", "/metrics\n".to_owned()),
-            other => ("text/plain; charset=utf-8", format!("{}\n", other.status())),
+    /// The whole answer, after which the connection is closed. `metrics` are made only if they were asked for; where
+    /// there are none just now, the client is told to come again.
+    pub(super) fn bytes(self, metrics: impl FnOnce() -> Option<String>) -> Vec<u8> {
+        if let Answer::Metrics { body } = self {
+            return match metrics() {
+                Some(text) => self.with(super::CONTENT_TYPE, &text, body),
+                None => Answer::Busy.bytes_alone(),
+            };
+        }
+        self.bytes_alone()
+    }
+
+    /// The same where no metrics are wanted.
+    fn bytes_alone(self) -> Vec<u8> {
+        let (text, body) = match self {
+            Answer::Index { body } => ("/metrics".to_owned(), body),
+            other => (other.status().to_owned(), true),
         };
+        self.with("text/plain; charset=utf-8", &format!("{text}\n"), body)
+    }
+
+    fn with(self, kind: &str, text: &str, body: bool) -> Vec<u8> {
         let allow = if self == Answer::NotAllowed { "Allow: GET, HEAD\r\n" } else { "" };
         let mut bytes = format!(
             "HTTP/1.1 {}\r\nContent-Type: {kind}\r\nContent-Length: {}\r\n{allow}\
@@ -56,7 +71,7 @@ impl Answer {
             text.len()
         )
         .into_bytes();
-        if !matches!(self, Answer::Metrics { body: false } | Answer::Index { body: false }) {
+        if body {
             bytes.extend_from_slice(text.as_bytes());
         }
         bytes
@@ -176,14 +191,15 @@ mod tests {
 
     #[test]
     fn an_answer_has_the_length_it_says_and_a_head_alone_has_no_body() {
-        let text =
-            String::from_utf8(Answer::Metrics { body: true }.bytes(|| "abc\n".into())).unwrap();
+        let text = String::from_utf8(Answer::Metrics { body: true }.bytes(|| Some("abc\n".into())))
+            .unwrap();
         assert!(
             text.contains("Content-Length: 4\r\n") && text.ends_with("\r\n\r\nabc\n"),
             "{text}"
         );
         let head =
-            String::from_utf8(Answer::Metrics { body: false }.bytes(|| "abc\n".into())).unwrap();
+            String::from_utf8(Answer::Metrics { body: false }.bytes(|| Some("abc\n".into())))
+                .unwrap();
         assert!(
             head.contains("Content-Length: 4\r\n") && head.ends_with("close\r\n\r\n"),
             "{head}"

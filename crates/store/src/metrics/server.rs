@@ -32,10 +32,11 @@ pub struct MetricsServer {
 }
 
 impl MetricsServer {
-    /// Listens, and asks `metrics` for the text whenever a client wants it; from several threads at once.
+    /// Listens, and asks `metrics` for the text whenever a client wants it; from several threads at once. Where there
+    /// is none just now, clients are told to come again.
     pub fn start(
         address: &Address,
-        metrics: impl Fn() -> String + Send + Sync + 'static,
+        metrics: impl Fn() -> Option<String> + Send + Sync + 'static,
     ) -> Result<MetricsServer, ListenError> {
         MetricsServer::with_visits_of(VISIT, address, metrics)
     }
@@ -43,7 +44,7 @@ impl MetricsServer {
     fn with_visits_of(
         visit: Duration,
         address: &Address,
-        metrics: impl Fn() -> String + Send + Sync + 'static,
+        metrics: impl Fn() -> Option<String> + Send + Sync + 'static,
     ) -> Result<MetricsServer, ListenError> {
         if let Address::Tcp(wanted) = address
             && !wanted.ip().is_loopback()
@@ -87,7 +88,7 @@ impl Drop for MetricsServer {
 }
 
 struct House {
-    metrics: Box<dyn Fn() -> String + Send + Sync>,
+    metrics: Box<dyn Fn() -> Option<String> + Send + Sync>,
     visit: Duration,
     on_port: bool,
     inside: AtomicUsize,
@@ -125,7 +126,7 @@ fn welcome(listener: &Listener, stopped: &UnixStream, house: &Arc<House>) {
         let place = Place(Arc::clone(house));
         if house.inside.fetch_add(1, Ordering::AcqRel) >= CLIENTS {
             // Fits into the socket's buffer, or is lost with a client that was one too many.
-            let _ = Stream::new(client, house).write_now(&Answer::Busy.bytes(String::new));
+            let _ = Stream::new(client, house).write_now(&Answer::Busy.bytes(|| None));
             continue;
         }
         let name = "metrics-client".to_owned();
@@ -279,7 +280,7 @@ mod tests {
     #[test]
     fn whoever_asks_on_this_machine_gets_the_metrics_and_the_path_goes_with_the_server() {
         let (_folder, address, path) = place();
-        let server = MetricsServer::start(&address, || "a 1\n".to_owned()).unwrap();
+        let server = MetricsServer::start(&address, || Some("a 1\n".to_owned())).unwrap();
         let told_unix = asked(&path, GET);
         assert!(told_unix.starts_with("HTTP/1.1 200 OK\r\n"), "{told_unix}");
         assert!(told_unix.contains("\r\nContent-Type: text/plain; version=0.0.4"), "{told_unix}");
@@ -288,7 +289,7 @@ mod tests {
         assert!(!path.exists());
 
         let any = Address::Tcp(([127, 0, 0, 1], 0).into());
-        let server = MetricsServer::start(&any, || "b 2\n".to_owned()).unwrap();
+        let server = MetricsServer::start(&any, || Some("b 2\n".to_owned())).unwrap();
         let Address::Tcp(found) = server.address() else { panic!("not a port") };
         let mut stream = TcpStream::connect(found).unwrap();
         stream
@@ -303,7 +304,7 @@ mod tests {
     #[test]
     fn other_machines_are_refused_before_anything_listens() {
         let everybody = Address::Tcp(([0, 0, 0, 0], 0).into());
-        let error = MetricsServer::start(&everybody, String::new).unwrap_err();
+        let error = MetricsServer::start(&everybody, || None).unwrap_err();
         assert!(matches!(error, ListenError::Address(_)), "{error}");
     }
 
@@ -312,14 +313,14 @@ mod tests {
         let (_folder, address, path) = place();
         let visit = Duration::from_millis(200);
         let _server =
-            MetricsServer::with_visits_of(visit, &address, || "a 1\n".to_owned()).unwrap();
+            MetricsServer::with_visits_of(visit, &address, || Some("a 1\n".to_owned())).unwrap();
         let mut slow = UnixStream::connect(&path).unwrap();
         slow.write_all(b"GET /metr").unwrap();
         assert!(asked(&path, GET).ends_with("a 1\n"));
         assert!(told(&mut slow).starts_with("HTTP/1.1 408 "));
         // And one that reads nothing is given up: the server ends while it is still there.
         let (_folder, address, path) = place();
-        let much = || "x".repeat(8 << 20);
+        let much = || Some("x".repeat(8 << 20));
         let server = MetricsServer::with_visits_of(visit, &address, much).unwrap();
         let mut deaf = UnixStream::connect(&path).unwrap();
         deaf.write_all(GET.as_bytes()).unwrap();
@@ -329,7 +330,7 @@ mod tests {
     #[test]
     fn a_long_request_is_refused_and_what_is_no_request_is_told_so() {
         let (_folder, address, path) = place();
-        let _server = MetricsServer::start(&address, || "a 1\n".to_owned()).unwrap();
+        let _server = MetricsServer::start(&address, || Some("a 1\n".to_owned())).unwrap();
         let long =
             format!("GET /metrics HTTP/1.1\r\nHost: localhost\r\nX: {}", "y".repeat(LONGEST));
         assert!(asked(&path, &long).starts_with("HTTP/1.1 431 "));
@@ -337,6 +338,12 @@ mod tests {
         assert!(asked(&path, "DELETE /metrics HTTP/1.0\r\n\r\n").starts_with("HTTP/1.1 405 "));
         drop(UnixStream::connect(&path).unwrap());
         assert!(asked(&path, GET).ends_with("a 1\n"), "one that says nothing harms nobody");
+        let (_folder, address, path) = place();
+        let _server = MetricsServer::start(&address, || None).unwrap();
+        assert!(
+            asked(&path, GET).starts_with("HTTP/1.1 503 "),
+            "the pool cannot be asked just now"
+        );
     }
 
     #[test]
@@ -344,7 +351,7 @@ mod tests {
         let (_folder, address, path) = place();
         let visit = Duration::from_secs(600);
         let _server =
-            MetricsServer::with_visits_of(visit, &address, || "a 1\n".to_owned()).unwrap();
+            MetricsServer::with_visits_of(visit, &address, || Some("a 1\n".to_owned())).unwrap();
         let waiting: Vec<_> = (0..CLIENTS).map(|_| UnixStream::connect(&path).unwrap()).collect();
         let mut turned_away = UnixStream::connect(&path).unwrap();
         assert!(told(&mut turned_away).starts_with("HTTP/1.1 503 "));

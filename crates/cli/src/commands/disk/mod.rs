@@ -1,8 +1,10 @@
 //! `kiln disk`: virtual disks in a pool. A command asks the pool's owner, or opens the pool itself where there is none.
 
+mod metrics;
 mod own;
 pub(crate) mod pool;
 mod serve;
+mod top;
 mod transfer;
 mod tree;
 
@@ -41,6 +43,8 @@ pub(crate) fn disk(session: &Session, args: &DiskArgs) -> Result<Exit, Failure> 
         DiskCommand::Own(args) => own::own(session, &path, args),
         DiskCommand::Tree(args) if !path.exists() => tree::draw(session, Vec::new(), args.to),
         DiskCommand::Tree(args) => tree::draw(session, pool::nodes(&open()?)?, args.to),
+        DiskCommand::Top(args) => top::top(session, &path, args),
+        DiskCommand::Metrics(args) => metrics::metrics(session, &path, args),
         DiskCommand::Ls if !path.exists() => list(session, &[]),
         DiskCommand::Ls => match pool::ask(&open()?, Request::List)? {
             Reply::Disks { disks } => list(session, &disks),

@@ -7,7 +7,7 @@ use kiln_export::nbd::Address;
 use kiln_store::{Credentials, Frontend, Lease, Serve, Served};
 use serde_json::json;
 
-use super::pool;
+use super::{metrics, pool};
 use crate::arguments::DiskServeArgs;
 use crate::exit::Exit;
 use crate::failure::{Explain as _, Failure};
@@ -45,6 +45,8 @@ pub(super) fn serve(session: &Session, pool: &Path, args: &DiskServeArgs) -> Res
     };
     let lease = store.serve(&serve).map_err(|error| pool::explained(&store, error))?;
     watch(&lease, tell)?;
+    let metrics = args.metrics.as_ref().map(|address| metrics::listen(session, pool, address));
+    let _metrics = metrics.transpose()?;
     say(session, &serve, lease.served())?;
     match told.recv() {
         Ok(End::OwnerGone) => {
