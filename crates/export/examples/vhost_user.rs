@@ -1,7 +1,7 @@
 //! Serves a raw file, or memory of a given size, to a virtual machine until standard input ends:
 //! `cargo run -p kiln-export --example vhost_user -- SOCKET FILE-OR-SIZE [POLL-MICROSECONDS]`.
 //!
-//! Each line on standard input tells the guest that the disk's size may have changed.
+//! Each line on standard input is a size the disk grows to, while it is used.
 
 use std::error::Error;
 use std::io::BufRead;
@@ -25,9 +25,10 @@ fn main() -> Result<(), Box<dyn Error>> {
     if let [poll] = rest {
         options.poll = Duration::from_micros(poll.parse()?);
     }
-    let server = vhost_user::Server::start(Path::new(socket), Export::new(device), options)?;
+    let export = Export::new(Arc::clone(&device));
+    let server = vhost_user::Server::start(Path::new(socket), export, options)?;
     for line in std::io::stdin().lock().lines() {
-        line?;
+        device.grow(line?.parse()?)?;
         server.notify_resize();
     }
     server.stop();
