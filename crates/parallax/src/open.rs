@@ -128,7 +128,7 @@ pub(crate) fn open(
     };
     let nodes = index(options.cache.get() / BLOCK_LEN).max(64);
     let space = Space::new(&layout, &stored);
-    let dirty_limit = (nodes / 2).min(index(space.reserve() / 8)).max(8);
+    let dirty_limit = (nodes / 4).min(index(space.reserve() / 8)).max(8);
     let core = Core {
         device,
         layout,
