@@ -7,6 +7,8 @@ use kiln_block::ByteLen;
 use kiln_export::nbd::Address;
 use kiln_model::scenario::TimeLimit;
 
+use super::transfer::{DiskExportArgs, DiskImportArgs, DiskReceiveArgs, DiskSendArgs};
+
 /// Keep virtual disks in a pool: instant snapshots and clones, checksums, served to machines and programs
 ///
 /// A disk is called NAME, a snapshot of it NAME@SNAP. They share what neither has changed since. The pool is one
@@ -32,6 +34,8 @@ pub(crate) enum DiskCommand {
     Ls,
     Import(DiskImportArgs),
     Export(DiskExportArgs),
+    Send(DiskSendArgs),
+    Receive(DiskReceiveArgs),
     Snap(DiskSnapArgs),
     /// List a disk's snapshots, oldest first
     #[command(after_help = "Examples:\n  kiln disk snaps base")]
@@ -92,41 +96,6 @@ pub(crate) struct DiskOptionArgs {
     /// Flushes do nothing: faster, and lost in a power cut
     #[arg(long)]
     pub(crate) throw_away: bool,
-}
-
-/// Make a disk from a raw image: a file, sparse or not, or a block device
-///
-/// Holes and zeros take no space. The disk appears when it is complete; an interrupted import leaves nothing. A last
-/// block that is not whole is filled with zeros.
-#[derive(Debug, Args)]
-#[command(after_help = "Examples:
-  kiln disk import root.img base
-  sudo kiln disk import /dev/sdb stick --pool /srv/disks.pool")]
-pub(crate) struct DiskImportArgs {
-    /// What to read
-    #[arg(value_name = "SOURCE")]
-    pub(crate) source: PathBuf,
-
-    /// The new disk's name
-    #[arg(value_name = "NAME")]
-    pub(crate) name: String,
-}
-
-/// Write a disk or snapshot to a sparse raw file
-///
-/// The file takes its place once it is complete; an existing one is replaced.
-#[derive(Debug, Args)]
-#[command(after_help = "Examples:
-  kiln disk export base base.img
-  kiln disk export base@ready ready.img")]
-pub(crate) struct DiskExportArgs {
-    /// A disk, or a snapshot as NAME@SNAP
-    #[arg(value_name = "NAME[@SNAP]")]
-    pub(crate) name: String,
-
-    /// Where to write
-    #[arg(value_name = "FILE")]
-    pub(crate) file: PathBuf,
 }
 
 /// Take a snapshot of a disk as it is now, and print its name

@@ -6,11 +6,12 @@ mod inspect;
 mod layer;
 mod make;
 mod run;
+mod transfer;
 
 pub(crate) use disk::{
-    DiskArgs, DiskCloneArgs, DiskCommand, DiskCreateArgs, DiskDiffArgs, DiskExportArgs,
-    DiskImportArgs, DiskMetricsArgs, DiskOptionArgs, DiskOwnArgs, DiskRemoveArgs, DiskResizeArgs,
-    DiskServeArgs, DiskSnapArgs, DiskTopArgs, DiskVerifyArgs, Drawing,
+    DiskArgs, DiskCloneArgs, DiskCommand, DiskCreateArgs, DiskDiffArgs, DiskMetricsArgs,
+    DiskOptionArgs, DiskOwnArgs, DiskRemoveArgs, DiskResizeArgs, DiskServeArgs, DiskSnapArgs,
+    DiskTopArgs, DiskVerifyArgs, Drawing,
 };
 pub(crate) use inspect::{
     CompletionsArgs, ConfigCommand, DiffArgs, DoctorArgs, HistoryCommand, ManArgs, PublishArgs,
@@ -25,6 +26,10 @@ pub(crate) use make::{
     JobExecArgs, KernelCommand, KernelFetchArgs, KernelFlavour, KernelNameArgs,
 };
 pub(crate) use run::{MachineArgs, PlanArgs, RunArgs, ShellArgs};
+pub(crate) use transfer::{
+    Backing, DiskExportArgs, DiskImportArgs, DiskReceiveArgs, DiskSendArgs, ImageCompression,
+    ImageFormat,
+};
 
 use clap::{Parser, Subcommand, ValueEnum};
 

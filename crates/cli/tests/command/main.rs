@@ -15,3 +15,4 @@ mod nbd;
 mod observing;
 mod owner;
 mod planning;
+mod transfer;

@@ -4,6 +4,7 @@ mod metrics;
 mod own;
 pub(crate) mod pool;
 mod serve;
+mod stream;
 mod top;
 mod transfer;
 mod tree;
@@ -34,6 +35,8 @@ pub(crate) fn disk(session: &Session, args: &DiskArgs) -> Result<Exit, Failure> 
         DiskCommand::Create(args) => create(session, &path, args),
         DiskCommand::Import(args) => transfer::import(session, &path, args),
         DiskCommand::Export(args) => transfer::export(session, &path, args),
+        DiskCommand::Send(args) => stream::send(session, &path, args),
+        DiskCommand::Receive(args) => stream::receive(session, &path, args),
         DiskCommand::Verify(args) => transfer::verify(session, &path, args),
         DiskCommand::Repair => {
             let store = Store::repair(&path).map_err(pool::refused)?;

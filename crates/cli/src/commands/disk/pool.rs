@@ -135,6 +135,11 @@ pub(crate) fn refused(error: StoreError) -> Failure {
             Why::Setup => {
                 (Exit::Setup, "kiln disk ls --pool PATH looks at another pool".to_owned())
             }
+            Why::Cut { token } => (
+                Exit::InfrastructureBroke,
+                format!("kiln disk send NAME@SNAP --resume {token}, and receive what that sends"),
+            ),
+            Why::Stream => return with(error, Exit::Usage),
             Why::Damaged => (Exit::Unsound, "kiln disk repair".to_owned()),
             Why::NoSpace => (Exit::InfrastructureBroke, "kiln disk gc".to_owned()),
             Why::Stopped => return with(error, Exit::Interrupted),

@@ -2,15 +2,23 @@
 
 use std::fs::File;
 use std::os::unix::fs::PermissionsExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use indicatif::{ProgressBar, ProgressStyle};
 use kiln_block::{ByteLen, FileDevice};
-use kiln_store::{Format, Progress, Range, Reply, Request, Stop, Store, contents::BLOCK};
+use kiln_qcow2::Qcow2Error;
+use kiln_qcow2::chain::{self, Allow, Link};
+use kiln_store::{
+    BackingImage, Compression, Format, Progress, Range, Reply, Request, Stop, Store,
+    contents::BLOCK,
+};
 use serde_json::json;
+use tempfile::NamedTempFile;
 
-use super::{out_ranges, pool};
-use crate::arguments::{DiskExportArgs, DiskImportArgs, DiskVerifyArgs};
+use super::{out_ranges, pool, stream};
+use crate::arguments::{
+    Backing, DiskExportArgs, DiskImportArgs, DiskVerifyArgs, ImageCompression, ImageFormat,
+};
 use crate::exit::Exit;
 use crate::failure::{Explain as _, Failure};
 use crate::session::Session;
@@ -42,16 +50,82 @@ fn bar() -> ProgressBar {
 }
 
 /// Asks something that takes its time, with a bar.
-fn ask(store: &Store, request: Request, file: File) -> Result<Reply, Failure> {
+pub(super) fn ask(store: &Store, request: Request, files: Vec<File>) -> Result<Reply, Failure> {
     let stop = listen()?;
     let bar = bar();
     let mut seen = |progress: Progress| {
         bar.set_length(progress.total);
         bar.set_position(progress.done);
     };
-    let asked = store.ask_with(request, vec![file.into()], &mut seen, &stop);
+    let files = files.into_iter().map(Into::into).collect();
+    let asked = store.ask_with(request, files, &mut seen, &stop);
     bar.finish_and_clear();
     asked.map_err(|error| pool::explained(store, error))
+}
+
+/// A file that takes its place once it is complete; whoever looked at the old one keeps it.
+pub(super) struct Output {
+    file: NamedTempFile,
+    path: PathBuf,
+}
+
+impl Output {
+    pub(super) fn beside(path: &Path) -> Result<Output, Failure> {
+        if std::fs::metadata(path).is_ok_and(|found| !found.is_file()) {
+            let text = format!("{} is not a regular file", path.display());
+            return Err(Failure::new(Exit::Usage, text).hint("write to a file, and copy that"));
+        }
+        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+        let file = tempfile::Builder::new()
+            .prefix(".kiln-disk-")
+            .permissions(std::fs::Permissions::from_mode(0o666))
+            .tempfile_in(folder.unwrap_or(Path::new(".")))
+            .tried(|| format!("cannot write {}", path.display()))
+            .exits(Exit::Setup)?;
+        Ok(Output { file, path: path.to_owned() })
+    }
+
+    /// The file, for somebody else to write to.
+    pub(super) fn file(&self) -> Result<File, Failure> {
+        let file = self.file.as_file().try_clone();
+        file.tried(|| format!("cannot write {}", self.path.display())).exits(Exit::Setup)
+    }
+
+    pub(super) fn persist(self) -> Result<(), Failure> {
+        let tried = || format!("cannot write {}", self.path.display());
+        self.file.persist(&self.path).tried(tried).exits(Exit::Setup)?;
+        Ok(())
+    }
+}
+
+/// Opens an image and the files below it. They are opened here, by who may, and go to the owner as they are.
+fn chain(args: &DiskImportArgs) -> Result<Vec<Link>, Failure> {
+    let allow = match args.backing {
+        Backing::No => Allow::Nothing,
+        Backing::Beside => Allow::Beside,
+        Backing::Any => Allow::Anything,
+    };
+    let format = args.from_format.map(|format| match format {
+        ImageFormat::Raw => chain::Format::Raw,
+        ImageFormat::Qcow2 => chain::Format::Qcow2,
+    });
+    chain::find(&args.source, format, allow).map_err(|error| {
+        let elsewhere = matches!(error, Qcow2Error::Backing { .. }) && allow != Allow::Anything;
+        let failure = Failure::from(error).with_exit(Exit::Usage);
+        match elsewhere {
+            true => {
+                failure.hint("--backing any reads any file that you may; mind who made the image")
+            }
+            false => failure,
+        }
+    })
+}
+
+fn format_of(format: chain::Format) -> Format {
+    match format {
+        chain::Format::Raw => Format::Raw,
+        chain::Format::Qcow2 => Format::Qcow2,
+    }
 }
 
 /// Opens an image to read, having looked that it can be one.
@@ -67,18 +141,24 @@ pub(super) fn import(
     args: &DiskImportArgs,
 ) -> Result<Exit, Failure> {
     let name = pool::disk(&args.name)?;
-    let source = image(&args.source)?;
+    let mut files = Vec::new();
+    let mut backing = Vec::new();
+    for link in chain(args)? {
+        files.push(link.file);
+        let (file, format) = (link.path.display().to_string(), format_of(link.format));
+        backing.push(BackingImage { file, format });
+    }
+    let BackingImage { file, format } = backing.remove(0);
     pool::make(path)?;
     let store = pool::owner(session, path)?;
-    let file = args.source.display().to_string();
     let request = Request::Import {
         name: name.to_owned(),
-        format: None,
+        format: Some(format),
         file,
-        backing: Vec::new(),
-        snapshot: None,
+        backing,
+        snapshot: args.snapshot.clone(),
     };
-    let reply = ask(&store, request, source)?;
+    let reply = ask(&store, request, files)?;
     let Reply::Copied { size, source_size, written } = reply else {
         return Err(pool::unexpected(&reply));
     };
@@ -100,35 +180,39 @@ pub(super) fn export(
     path: &Path,
     args: &DiskExportArgs,
 ) -> Result<Exit, Failure> {
+    let pipe = args.file.as_os_str() == "-";
+    let named_qcow2 =
+        args.file.extension().is_some_and(|found| found.eq_ignore_ascii_case("qcow2"));
+    let format = match args.to_format {
+        Some(ImageFormat::Raw) => Format::Raw,
+        Some(ImageFormat::Qcow2) => Format::Qcow2,
+        None if named_qcow2 => Format::Qcow2,
+        None => Format::Raw,
+    };
+    let compress = args.compress.map(|how| match how {
+        ImageCompression::Zstd => Compression::Zstd,
+        ImageCompression::Deflate => Compression::Deflate,
+    });
+    let output = if pipe { None } else { Some(Output::beside(&args.file)?) };
+    let (file, shown) = match &output {
+        Some(output) => (output.file()?, args.file.display().to_string()),
+        None => (stream::stdout("an image", "kiln disk export NAME FILE")?, "stdout".to_owned()),
+    };
     let store = pool::owner(session, path)?;
-    if std::fs::metadata(&args.file).is_ok_and(|found| !found.is_file()) {
-        let text = format!("{} is not a regular file", args.file.display());
-        return Err(Failure::new(Exit::Usage, text).hint("export to a file, and copy that"));
-    }
-    let tried = || format!("cannot write {}", args.file.display());
-    // Beside the output, so that it takes its place at once; whoever looked at the old one keeps it.
-    let folder = args.file.parent().filter(|folder| !folder.as_os_str().is_empty());
-    let file = tempfile::Builder::new()
-        .prefix(".kiln-disk-")
-        .permissions(std::fs::Permissions::from_mode(0o666))
-        .tempfile_in(folder.unwrap_or(Path::new(".")))
-        .tried(tried)
-        .exits(Exit::Setup)?;
-    let target = file.as_file().try_clone().tried(tried).exits(Exit::Setup)?;
-    let out = args.file.display().to_string();
-    let request =
-        Request::Export { name: args.name.clone(), format: Format::Raw, file: out.clone(), compress: None, pipe: false };
-    let reply = ask(&store, request, target)?;
+    let name = args.name.clone();
+    let request = Request::Export { name, format, file: shown.clone(), compress, pipe };
+    let reply = ask(&store, request, vec![file])?;
     let Reply::Copied { size, written, .. } = reply else {
         return Err(pool::unexpected(&reply));
     };
-    file.persist(&args.file).tried(tried).exits(Exit::Setup)?;
+    let Some(output) = output else { return Ok(Exit::Success) };
+    output.persist()?;
     if session.json() {
         session.out_json(&json!({
             "name": args.name, "path": args.file, "size": size, "written": written,
         }))?;
     } else {
-        terminal::out_line(&out)?;
+        terminal::out_line(&shown)?;
     }
     Ok(Exit::Success)
 }
@@ -146,7 +230,7 @@ pub(super) fn verify(
     let store = pool::owner(session, path)?;
     let shown = file.display().to_string();
     let request = Request::Compare { name: name.clone(), file: shown.clone() };
-    let reply = ask(&store, request, other)?;
+    let reply = ask(&store, request, vec![other])?;
     let Reply::Compared { size, file_size, ranges } = reply else {
         return Err(pool::unexpected(&reply));
     };
