@@ -1,6 +1,7 @@
 //! `kiln doctor`: what this machine offers, what that means, and how to cure it.
 
 mod checks;
+mod serving;
 
 use serde::Serialize;
 use serde_json::json;

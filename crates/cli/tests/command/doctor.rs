@@ -13,7 +13,9 @@ fn every_check_has_a_state_and_whatever_is_not_ok_has_a_cure() {
     let ended = kiln.run(&["doctor", "--format", "json"]);
     let report = ended.json();
     assert_eq!(report["schema"], 1);
-    for name in ["qemu", "kvm", "guest", "kernel", "cache", "runs", "tools", "git"] {
+    for name in
+        ["qemu", "kvm", "guest", "kernel", "cache", "runs", "tools", "git", "fuse", "ublk", "nbd"]
+    {
         let check = check(&report, name);
         let ok = check["state"] == "ok";
         assert_eq!(check["cure"].is_null(), ok, "{check}");

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use super::Check;
+use super::{Check, serving};
 use crate::embedded;
 use crate::session::Session;
 
@@ -40,6 +40,9 @@ pub(super) fn all(session: &Session) -> Vec<Check> {
         ),
         tools(),
         git(),
+        serving::fuse(),
+        serving::ublk(),
+        serving::nbd(),
     ]
 }
 
@@ -159,7 +162,7 @@ fn git() -> Check {
 }
 
 /// The command that installs packages here.
-fn install(debian: &str, fedora: &str) -> String {
+pub(super) fn install(debian: &str, fedora: &str) -> String {
     if on_path("apt-get").is_none() && on_path("dnf").is_some() {
         return format!("sudo dnf install {fedora}");
     }
@@ -167,7 +170,7 @@ fn install(debian: &str, fedora: &str) -> String {
 }
 
 /// A program on the PATH, or where distributions keep those of root.
-fn on_path(program: &str) -> Option<PathBuf> {
+pub(super) fn on_path(program: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&path)
         .chain(["/usr/local/sbin", "/usr/sbin", "/sbin"].map(PathBuf::from))
