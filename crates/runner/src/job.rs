@@ -15,6 +15,7 @@ mod stage;
 
 use std::time::{Duration, Instant};
 
+use kiln_block::ByteLen;
 use kiln_model::event::{Happening, NoteLevel};
 use kiln_model::job::{JobSpec, Stage};
 use kiln_model::outcome::Outcome;
@@ -187,6 +188,14 @@ impl<'a> Execution<'a> {
         let Some(mut live) = live else { return };
         live.console.finish(self.sink, None);
         let politely = politely && self.stop.urgency() < Urgency::Kill;
+        if politely && let Some((own, size)) = live.machine.own_bytes() {
+            let (own, size) = (ByteLen::new(own), ByteLen::new(size));
+            let text = format!(
+                "machine {} wrote {own} of its own to clones that look like {size}",
+                live.number
+            );
+            note(self.sink, NoteLevel::Info, text);
+        }
         let how = live.machine.end(politely);
         tell(self.sink, Happening::VmEnded { vm: live.number, how });
     }

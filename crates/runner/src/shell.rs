@@ -10,6 +10,7 @@ use kiln_model::event::Happening;
 use kiln_model::hostile;
 use kiln_model::job::JobSpec;
 use kiln_model::protocol::{Exec, Pty};
+use kiln_store::StoreError;
 use kiln_vm::agent::{AgentError, ExitStatus, Session, SessionEvent, SessionHandle, SignalTarget};
 
 use crate::job::PoolAccess;
@@ -159,6 +160,15 @@ impl Shell {
             .exec(exec, Instant::now() + PATIENCE)
             .map_err(|source| ShellError::Agent { act: "start the program", source })?;
         Ok(ShellSession { session })
+    }
+
+    /// Keeps the disks in the pool as they are now, the guest's own writes done: each under the name and with the snapshot
+    /// that is given for its serial.
+    ///
+    /// # Errors
+    /// When the pool refuses; those before are kept.
+    pub fn keep_disks(&self, name: impl Fn(&str) -> (String, String)) -> Result<(), StoreError> {
+        self.machine.keep_as(&name).map(|_| ())
     }
 
     /// Switches the machine off, politely first; says how that went.

@@ -56,6 +56,11 @@ pub const ALL: &[Shipped] = &[
             "btrfs-raid5-scrub/verify-again.sh",
         ],
     },
+    Shipped {
+        name: "many-clones",
+        text: include_str!("../../../scenarios/many-clones.toml"),
+        scripts: scripts!["many-clones/clone.sh"],
+    },
 ];
 
 /// Finds one by name.

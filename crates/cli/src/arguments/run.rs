@@ -114,19 +114,21 @@ pub(crate) struct RunArgs {
     pub(crate) arguments: Vec<String>,
 }
 
-/// Open a root shell in the scenario's virtual machine
+/// Open a root shell in the scenario's virtual machine, or in that of a stage that failed
 ///
-/// Boots the same image with the same disks as `kiln run` would, but runs no stage. Leave with `exit` or
+/// Boots the same image with the same disks as `kiln run` would, but runs no stage. Of a stage of an earlier run, named
+/// RUN/STAGE, it boots the same kernel and image, with clones of the disks as the stage left them. Leave with `exit` or
 /// Ctrl-D; the shell's exit status is Kiln's. Ctrl-C goes to the guest; a guest that hangs is left with Ctrl-]
 /// three times in a row. Without a terminal, stdin is read as the shell's script.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   kiln shell btrfs-smoke
   kiln shell my.toml --kernel ~/linux --memory 2G
+  kiln shell last/scrub
   echo 'uname -r; exit 3' | kiln shell simple-example; echo $?
   kiln shell simple-example -- dmesg")]
 pub(crate) struct ShellArgs {
-    /// A scenario file, or the name of one that ships with Kiln
+    /// A scenario file, the name of one that ships with Kiln, or RUN/STAGE of an earlier run
     #[arg(value_name = "SCENARIO", default_value = "simple-example")]
     pub(crate) scenario: String,
 

@@ -12,6 +12,7 @@ pub(crate) mod kernel;
 mod layer;
 mod plan;
 mod report;
+mod revisit;
 mod run;
 mod shell;
 mod target;

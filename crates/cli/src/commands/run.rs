@@ -1,6 +1,6 @@
 //! `kiln run`: from a scenario to a verdict.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use kiln_history::{Damage, HistoryError, Recorder, RunFolder, RunSummary, SummaryBuilder};
@@ -8,7 +8,7 @@ use kiln_model::event::{Event, Happening, RunStarted, SCHEMA};
 use kiln_model::outcome::Verdict;
 use kiln_model::plan::Plan;
 use kiln_runner::local::{self, JobProgram};
-use kiln_runner::{Equipment, EventSink, StopToken, Urgency, settle_acceleration};
+use kiln_runner::{Bases, Equipment, EventSink, Loaded, StopToken, Urgency, settle_acceleration};
 
 use super::history::{find, from_history, index, runs_folder};
 use super::target;
@@ -62,7 +62,8 @@ fn prepare_and_run(mut session: Session, mut args: RunArgs) -> Result<Exit, Fail
         return Ok(Exit::Interrupted);
     }
     let command = rerun::command_line(&loaded.source, session.config.text("run.kernel"), &args);
-    let run = Prepared { session: &session, plan, equipment, source: loaded.source, command };
+    let Loaded { source, folder, .. } = loaded;
+    let run = Prepared { session: &session, plan, equipment, source, folder, command };
     let (verdict, told) = run.execute(&stop, &view)?;
     finish(&session, &args, verdict, told)
 }
@@ -115,6 +116,7 @@ struct Prepared<'a> {
     plan: Plan,
     equipment: Equipment,
     source: String,
+    folder: Option<PathBuf>,
     command: Vec<String>,
 }
 
@@ -130,17 +132,23 @@ impl Prepared<'_> {
         let id = run_id::fresh().ok_or_else(|| {
             Failure::new(Exit::Setup, "the clock of this machine is before 1970").hint("date -s …")
         })?;
-        let recorder = Recorder::create(&runs_folder(self.session), &id).map_err(from_history)?;
-        let folder = recorder.folder().clone();
         let mut plan = self.plan;
         let translated = settle_acceleration(&mut plan.machine, Some(self.session.home.cache()))
             .exits(Exit::Setup)?;
-        let places = self.equipment.places(
-            id.clone(),
-            folder.path().to_owned(),
-            Some(target::pool(self.session)),
-            target::disks(&plan.disks)?,
-        );
+        let pool = target::pool(self.session);
+        let bases = Bases {
+            plan: &plan,
+            source: &self.source,
+            folder: self.folder.as_deref(),
+            equipment: &self.equipment,
+            pool: &pool,
+            access: &target::pool_access(),
+        };
+        let disks = bases.settle(&mut |text| locked(view).say(&hostile::line(&text)), stop);
+        let disks = disks.map_err(target::not_based)?;
+        let recorder = Recorder::create(&runs_folder(self.session), &id).map_err(from_history)?;
+        let folder = recorder.folder().clone();
+        let places = self.equipment.places(id.clone(), folder.path().to_owned(), Some(pool), disks);
         let specs = plan.job_specs(&places)?;
         let started = RunStarted {
             schema: SCHEMA,

@@ -1,21 +1,23 @@
 //! `kiln shell`: a person in the machine a run would get.
 
 use std::io::{self, IsTerminal as _, Read as _};
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use kiln_model::event::{Event, Happening, NoteLevel};
-use kiln_model::job::KeepDisks;
+use kiln_model::job::{JobSpec, KeepDisks};
 use kiln_model::plan::{Choices, Plan};
 use kiln_model::protocol::ErrorKind;
 use kiln_model::scenario::Scenario;
 use kiln_model::{RunId, event::KernelIdentity};
 use kiln_runner::shell::{Shell, ShellError, ShellEvent, ShellInput};
-use kiln_runner::{StopToken, Urgency, settle_acceleration};
+use kiln_runner::{Bases, Equipment, StopToken, Urgency, settle_acceleration};
 use kiln_vm::agent::AgentError;
 
-use super::target;
+use super::{revisit, target};
 use crate::arguments::ShellArgs;
+use crate::config::Side;
 use crate::exit::Exit;
 use crate::failure::{Explain as _, Failure};
 use crate::raw_mode::{RawMode, window_size};
@@ -33,36 +35,85 @@ const LEAVE_PRESSES: u32 = 3;
 /// `kiln shell`
 pub(crate) fn shell(mut session: Session, args: &ShellArgs) -> Result<Exit, Failure> {
     target::machine_flags(&mut session, &args.machine)?;
-    let loaded = target::scenario(&args.scenario)?;
-    let kernel = target::chosen_kernel(&mut session, args.kernel.as_deref())?;
-    let choices = Choices { environment: args.environment.clone(), ..target::choices(&session) };
-    let plan = without_stages(&loaded.scenario, &kernel.identity(), &choices);
-    target::check_machine(&session, &plan.machine)?;
-
     let stop = StopToken::new();
     let input: SharedInput = Arc::default();
-    listen(&stop, &input)?;
-    let equipment = target::equipment(&session, &loaded, &kernel)?;
     let folder = tempfile::tempdir()
         .tried(|| "cannot make a temporary folder".to_owned())
         .exits(Exit::Setup)?;
-    let id: RunId = run_id::fresh()
-        .ok_or_else(|| Failure::new(Exit::Setup, "the clock of this machine is before 1970"))?;
-    let mut spec = plan.job_spec(&equipment.places(
-        id,
-        folder.path().to_owned(),
-        Some(target::pool(&session)),
-        target::disks(&plan.disks)?,
-    ))?;
-    settle_acceleration(&mut spec.machine, Some(session.home.cache())).exits(Exit::Setup)?;
+    let Some((run, stage)) = revisit::parse(&args.scenario) else {
+        let (spec, _equipment) = of_a_scenario(session, args, folder.path(), &stop, &input)?;
+        return open(&spec, args, &stop, &input);
+    };
+    if args.kernel.is_some() {
+        let text = "a stage of a run has its own kernel, so --kernel says too much";
+        return Err(Failure::new(Exit::Usage, text)
+            .hint(format!("kiln run --rerun {run} --stage {stage} --kernel KERNEL")));
+    }
+    let mut revisited = revisit::revisit(&mut session, run, stage)?;
+    let spec = &mut revisited.spec;
+    let wish = session.config.machine(Side::Above);
+    spec.machine.memory = wish.memory.map_or(spec.machine.memory, |memory| memory.get().get());
+    spec.machine.cpus = wish.cpus.map_or(spec.machine.cpus, |cpus| cpus.get());
+    spec.machine.qemu = wish.qemu.or(spec.machine.qemu.take());
+    spec.kernel.parameters.extend(wish.kernel_parameters);
+    spec.environment.extend(args.environment.iter().cloned());
+    spec.folder = folder.path().to_owned();
+    spec.run = fresh_id()?;
+    target::check_machine(&session, &spec.machine)?;
+    listen(&stop, &input)?;
+    open(&revisited.spec, args, &stop, &input)
+}
 
-    let view = BootView::new(&kernel.release);
+fn fresh_id() -> Result<RunId, Failure> {
+    run_id::fresh()
+        .ok_or_else(|| Failure::new(Exit::Setup, "the clock of this machine is before 1970"))
+}
+
+/// The machine a run of a scenario would get. The image is held as long as its equipment.
+fn of_a_scenario(
+    mut session: Session,
+    args: &ShellArgs,
+    folder: &Path,
+    stop: &StopToken,
+    input: &SharedInput,
+) -> Result<(JobSpec, Equipment), Failure> {
+    let loaded = target::scenario(&args.scenario)?;
+    let kernel = target::chosen_kernel(&mut session, args.kernel.as_deref())?;
+    let choices = Choices { environment: args.environment.clone(), ..target::choices(&session) };
+    let mut plan = without_stages(&loaded.scenario, &kernel.identity(), &choices);
+    target::check_machine(&session, &plan.machine)?;
+    listen(stop, input)?;
+    let equipment = target::equipment(&session, &loaded, &kernel)?;
+    settle_acceleration(&mut plan.machine, Some(session.home.cache())).exits(Exit::Setup)?;
+    let pool = target::pool(&session);
+    let bases = Bases {
+        plan: &plan,
+        source: &loaded.source,
+        folder: loaded.folder.as_deref(),
+        equipment: &equipment,
+        pool: &pool,
+        access: &target::pool_access(),
+    };
+    let disks = bases.settle(&mut |text| terminal::say(&hostile::line(&text)), stop);
+    let disks = disks.map_err(target::not_based)?;
+    let places = equipment.places(fresh_id()?, folder.to_owned(), Some(pool), disks);
+    Ok((plan.job_spec(&places)?, equipment))
+}
+
+/// Boots the machine, and connects the person with the program in it.
+fn open(
+    spec: &JobSpec,
+    args: &ShellArgs,
+    stop: &StopToken,
+    input: &SharedInput,
+) -> Result<Exit, Failure> {
+    let view = BootView::new(&spec.kernel.identity.release);
     let opened =
-        Shell::open(&spec, &target::pool_access(), &mut |event: Event| view.take(&event), &stop);
+        Shell::open(spec, &target::pool_access(), &mut |event: Event| view.take(&event), stop);
     view.close();
     let shell = opened.map_err(from_shell)?;
     let on_terminal = io::stdin().is_terminal() && io::stdout().is_terminal();
-    let ended = attend(&shell, &args.command, &spec.environment, on_terminal, &input, &stop);
+    let ended = attend(&shell, &args.command, &spec.environment, on_terminal, input, stop);
     if stop.urgency() < Urgency::Kill {
         shell.close();
     }

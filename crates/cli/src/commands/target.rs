@@ -3,13 +3,13 @@
 use kiln_image::cache::{ForeseenImage, ImageError};
 use kiln_image::kernel::Kernel;
 use kiln_model::event::KernelIdentity;
-use kiln_model::job::{self, AccelerationChoice, KeepDisks, Machine};
+use kiln_model::job::{AccelerationChoice, KeepDisks, Machine};
 use kiln_model::plan::{Choices, Plan, PlanError, plan};
-use kiln_model::scenario::{Disk, DiskStart, Scenario, TimeLimit};
+use kiln_model::scenario::{Scenario, TimeLimit};
 use kiln_runner::{
-    EquipError, Equipment, LoadError, Loaded, PoolAccess, Stores, equip, foresee, load,
+    BaseError, EquipError, Equipment, LoadError, Loaded, PoolAccess, Stores, equip, foresee, load,
 };
-use kiln_store::Start;
+use kiln_store::{Start, StoreError, Why};
 use kiln_vm::Emulator;
 
 use super::kernel;
@@ -158,15 +158,29 @@ pub(crate) fn pool_access() -> PoolAccess {
     PoolAccess::owner(Start::new([program, "disk".into(), "own".into(), "--detached".into()]))
 }
 
-/// The disks of a job.
-pub(crate) fn disks(disks: &[Disk]) -> Result<Vec<job::Disk>, Failure> {
-    let settled = disks.iter().map(|disk| match (&disk.start, disk.size) {
-        (DiskStart::Empty, Some(size)) => {
-            Ok(job::Disk { serial: disk.serial.clone(), size: size.get(), base: None })
+/// What it means that disks have nothing to start as.
+pub(crate) fn not_based(error: BaseError) -> Failure {
+    let (exit, hint) = match &error {
+        BaseError::Unfit { .. } => {
+            (Exit::Usage, "docs/scenario.md describes every key of [[disks]]")
         }
-        _ => Err(Failure::new(Exit::Usage, format!("disk {} is not empty", disk.serial))),
-    });
-    settled.collect()
+        BaseError::Image { .. } => (Exit::Usage, "paths in a scenario start at its own folder"),
+        BaseError::Commands { how, .. } if how == "exit status 127" => {
+            (Exit::BuildFailed, "add the missing program to `binaries` in [guest]")
+        }
+        BaseError::Commands { .. } => {
+            (Exit::BuildFailed, "`kiln shell` of a scenario without that disk tries it by hand")
+        }
+        BaseError::Machine { .. } => (Exit::InfrastructureBroke, "kiln doctor"),
+        BaseError::Pool { source, .. } => {
+            let full = matches!(&**source, StoreError::Refused(no) if no.why == Why::NoSpace);
+            let hint = if full { "kiln disk ls; kiln disk gc" } else { "kiln disk verify" };
+            (Exit::InfrastructureBroke, hint)
+        }
+        BaseError::Interrupted => return Failure::from(error).with_exit(Exit::Interrupted),
+        BaseError::Plan(_) | BaseError::Host { .. } => (Exit::Setup, "df -h"),
+    };
+    Failure::from(error).with_exit(exit).hint(hint)
 }
 
 /// The scenario's name as it will still be right in another folder: paths become absolute.

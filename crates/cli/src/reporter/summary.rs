@@ -78,7 +78,7 @@ fn failure(
     if folder.cast(name).is_file() {
         command("replay", format!("kiln replay {id}/{name}"));
     }
-    command("shell", shell_command(run));
+    command("shell", format!("kiln shell {id}/{name}"));
     if let Some(vm) = stage.vm
         && folder.console(vm).is_file()
     {
@@ -109,25 +109,6 @@ fn excerpt(lines: &mut Vec<String>, excerpt: &str, columns: usize, paint: Paint<
     if all.len() > SPLAT_LINES {
         lines.push(paint(Tone::Dim, &format!("    … {} more lines", all.len() - SPLAT_LINES)));
     }
-}
-
-/// The command that opens a shell on the same scenario and kernel.
-fn shell_command(run: &RunSummary) -> String {
-    let mut words = vec!["kiln".to_owned(), "shell".to_owned(), quoted(&run.scenario_source)];
-    if let Some(kernel) = crate::rerun::kernel_of(&run.command) {
-        words.extend(["--kernel".to_owned(), quoted(&kernel)]);
-    }
-    words.join(" ")
-}
-
-/// A word as a shell needs it; hostile text stays one harmless word.
-pub(crate) fn quoted(word: &str) -> String {
-    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./=:@%+,~".contains(c);
-    let shown = hostile::line(word);
-    if !shown.is_empty() && shown.chars().all(plain) {
-        return shown.into_owned();
-    }
-    format!("'{}'", shown.replace('\'', r"'\''"))
 }
 
 /// `failed: 2 of 5 stages passed, 1 crashed, 2 timed-out, in 34.1s`
@@ -208,13 +189,13 @@ pub(crate) mod tests {
 
         one: timed-out (hang)
           rerun   kiln run --rerun 20261121-142530-7f3a --stage one
-          shell   kiln shell '/home/me/it'\''s mine/five.toml' --kernel /home/me/linux
+          shell   kiln shell 20261121-142530-7f3a/one
 
         two: crashed (panic: sysrq triggered crash)
             Kernel panic - not syncing
             CPU: 0\u{202e}
           rerun   kiln run --rerun 20261121-142530-7f3a --stage two
-          shell   kiln shell '/home/me/it'\''s mine/five.toml' --kernel /home/me/linux
+          shell   kiln shell 20261121-142530-7f3a/two
 
         failed: 1 of 3 stages passed, 1 crashed, 1 timed-out, in 34.1s
         recorded in /runs/r

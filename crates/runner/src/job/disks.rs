@@ -12,8 +12,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use kiln_block::ByteLen;
-use kiln_model::StageName;
-use kiln_model::job::{self, Disk, JobSpec};
+use kiln_model::job::{Disk, JobSpec};
 use kiln_store::{Frontend, Lease, Reply, Request, Serve, Start, Store, StoreError, Why};
 use rustix::event::{EventfdFlags, eventfd};
 
@@ -44,7 +43,11 @@ impl PoolAccess {
         PoolAccess { start: Start::new(["false"]), inside: true }
     }
 
-    pub(crate) fn open(&self, pool: &Path) -> Result<Store, StoreError> {
+    /// Opens it, in this process or by way of its owner.
+    ///
+    /// # Errors
+    /// When neither can be done.
+    pub fn open(&self, pool: &Path) -> Result<Store, StoreError> {
         match self.inside {
             true => Store::open(pool, &self.start),
             false => Store::owner(pool, &self.start),
@@ -267,22 +270,38 @@ impl Disks {
     }
 
     /// Keeps all as they are now. Whoever wants them to agree stops the machine meanwhile.
-    pub(crate) fn keep(&self, spec: &JobSpec, stage: &StageName) -> Result<Vec<Kept>, String> {
+    pub(crate) fn keep(
+        &self,
+        name_of: &dyn Fn(&str) -> (String, String),
+    ) -> Result<Vec<Kept>, StoreError> {
         let mut kept = Vec::new();
         for disk in &self.held.disks {
-            let name = job::kept_disk(&spec.run, stage, &disk.serial);
-            let snapshot = job::KEPT_SNAPSHOT.to_owned();
+            let (name, snapshot) = name_of(&disk.serial);
             let requests = [
                 Request::Keep { disk: disk.name.clone(), name: name.clone() },
-                Request::Snap { disk: name.clone(), snapshot },
+                Request::Snap { disk: name.clone(), snapshot: snapshot.clone() },
             ];
             for request in &requests {
-                self.held.ask(request).map_err(|error| explained(&error))?;
+                self.held.ask(request)?;
             }
-            let snapshot = format!("{name}@{}", job::KEPT_SNAPSHOT);
+            let snapshot = format!("{name}@{snapshot}");
             kept.push(Kept { serial: disk.serial.clone(), snapshot });
         }
         Ok(kept)
+    }
+
+    /// What the disks alone hold, and how large they look.
+    pub(crate) fn own_bytes(&self) -> Option<(u64, u64)> {
+        let (mut own, mut size) = (0, 0);
+        for disk in &self.held.disks {
+            let Ok(Reply::Disk(stat)) = self.held.ask(&Request::Stat { disk: disk.name.clone() })
+            else {
+                return None;
+            };
+            own += stat.unique?;
+            size += stat.size;
+        }
+        Some((own, size))
     }
 
     /// What the host did to the disks that a guest must have noticed: they are lost, or requests failed.

@@ -52,6 +52,12 @@ pub(crate) trait Machine {
     /// What this host did that its kernel must not be blamed for: a full pool, for one.
     fn host_trouble(&mut self) -> Option<String>;
 
+    /// What its disks take of the pool beyond what they started as, and how large they look, in bytes; nothing where none
+    /// started as something.
+    fn own_bytes(&mut self) -> Option<(u64, u64)> {
+        None
+    }
+
     /// Keeps the disks in the pool, as they are after this stage. The machine goes on.
     fn keep_disks(&mut self, stage: &StageName) -> Result<Vec<Kept>, String>;
 

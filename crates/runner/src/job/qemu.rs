@@ -15,8 +15,9 @@ use std::time::{Duration, Instant};
 use kiln_block::ByteLen;
 use kiln_model::StageName;
 use kiln_model::event::Acceleration;
-use kiln_model::job::{JobSpec, Stage, Suite};
+use kiln_model::job::{self, JobSpec, Stage, Suite};
 use kiln_model::protocol::{Exec, Pty};
+use kiln_store::StoreError;
 use kiln_vm::agent::{
     Agent, AgentError, ExitStatus, PullLimits, Session, SessionEvent, SessionHandle, SignalTarget,
 };
@@ -26,7 +27,7 @@ use kiln_vm::{
     CHANGING_PARAMETERS, DiskSpec, Emulator, Ended, How, Next, Vm, VmEvent, VmSpec, probe,
 };
 
-use super::disks::{DiskSource, Disks, Kept, PoolAccess};
+use super::disks::{DiskSource, Disks, Kept, PoolAccess, explained};
 use super::machine::{ARTIFACT_BYTES, ARTIFACT_ENTRIES, Machine, Machines, News, Pulled, Saved};
 use crate::chain::chain;
 use crate::watch::{Exit, Gone, Sign};
@@ -419,21 +420,17 @@ impl Machine for QemuMachine {
         self.disks.as_ref()?.trouble()
     }
 
+    fn own_bytes(&mut self) -> Option<(u64, u64)> {
+        let based = self.job.disks.iter().any(|disk| disk.base.is_some());
+        self.disks.as_ref().filter(|_| based)?.own_bytes()
+    }
+
     fn keep_disks(&mut self, stage: &StageName) -> Result<Vec<Kept>, String> {
-        let Some(disks) = &self.disks else { return Ok(Vec::new()) };
-        if let Some(agent) = self.agent.as_ref().filter(|_| !self.agent_lost) {
-            // What it has not written yet is a part of what it left; a guest that hangs cannot, and loses it.
-            let _ = agent.sync(Instant::now() + SYNCING);
-        }
-        // Between two of its writes, so that the disks agree with each other. One that is gone writes nothing.
-        let control = self.vm.control();
-        let stopped = control.execute("stop", serde_json::Value::Null, QUESTIONING).is_ok();
-        let kept = disks.keep(&self.job, stage);
-        if stopped {
-            // One that does not go on is found silent by the next stage.
-            let _ = control.execute("cont", serde_json::Value::Null, QUESTIONING);
-        }
-        kept
+        let name = |serial: &str| {
+            let name = job::kept_disk(&self.job.run, stage, serial);
+            (name, job::KEPT_SNAPSHOT.to_owned())
+        };
+        self.keep_as(&name).map_err(|error| explained(&error))
     }
 
     fn end(self: Box<Self>, politely: bool) -> String {
@@ -450,6 +447,27 @@ impl Machine for QemuMachine {
 }
 
 impl QemuMachine {
+    /// Keeps the disks as they are, under names made of their serials. The machine goes on.
+    pub(crate) fn keep_as(
+        &self,
+        name: &dyn Fn(&str) -> (String, String),
+    ) -> Result<Vec<Kept>, StoreError> {
+        let Some(disks) = &self.disks else { return Ok(Vec::new()) };
+        if let Some(agent) = self.agent.as_ref().filter(|_| !self.agent_lost) {
+            // What it has not written yet is a part of what it left; a guest that hangs cannot, and loses it.
+            let _ = agent.sync(Instant::now() + SYNCING);
+        }
+        // Between two of its writes, so that the disks agree with each other. One that is gone writes nothing.
+        let control = self.vm.control();
+        let stopped = control.execute("stop", serde_json::Value::Null, QUESTIONING).is_ok();
+        let kept = disks.keep(name);
+        if stopped {
+            // One that does not go on is found silent by the next stage.
+            let _ = control.execute("cont", serde_json::Value::Null, QUESTIONING);
+        }
+        kept
+    }
+
     /// A script whose interpreter is missing is, to the kernel, itself not found: say which program it is.
     fn why_not_started(&mut self, text: &str, error: &str) -> String {
         let interpreter = interpreter_of(text).unwrap_or("/bin/sh");
