@@ -7,6 +7,7 @@ mod faults;
 mod gate;
 mod handshake;
 mod hostile;
+mod nbdkit;
 mod parallel;
 mod programs;
 mod sockets;

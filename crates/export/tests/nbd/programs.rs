@@ -36,13 +36,13 @@ impl Served {
     }
 }
 
-fn try_run(program: &str, arguments: &[&str]) -> Output {
+pub(crate) fn try_run(program: &str, arguments: &[&str]) -> Output {
     Command::new(program).args(arguments).stdin(Stdio::null()).output().unwrap_or_else(|error| {
         panic!("cannot run {program}: {error}; `script/bootstrap --with-tests` installs it")
     })
 }
 
-fn run(program: &str, arguments: &[&str]) -> String {
+pub(crate) fn run(program: &str, arguments: &[&str]) -> String {
     let output = try_run(program, arguments);
     assert!(
         output.status.success(),
