@@ -167,9 +167,8 @@ fn what_was_flushed_survives_a_killed_owner() {
     kill_owners(5);
 }
 
-/// Takes minutes: `KILN_LONG=1 cargo test -p kiln-cli --test command -- --ignored owner`.
 #[test]
-#[ignore = "takes minutes; script/long runs it"]
+#[ignore = "takes minutes: cargo test -p kiln-cli --test command -- --ignored owner"]
 fn what_was_flushed_survives_fifty_killed_owners() {
     kill_owners(50);
 }
