@@ -2,12 +2,13 @@
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, Hash, Hasher};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::Arc;
 
 use crate::format::BLOCK;
 use crate::leaf::LeafMap;
 use crate::node::Node;
+use crate::sync::atomic::{AtomicBool, Ordering};
+use crate::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 const SHARDS: usize = 32;
 
@@ -75,6 +76,8 @@ struct Shard<K, V> {
     slots: HashMap<K, Slot<V>, Mixing>,
     /// What they took when they came, or when they were last looked through.
     bytes: usize,
+    hits: u64,
+    misses: u64,
 }
 
 /// A map from keys to shared values that keeps about as many bytes of them as it may (second chance).
@@ -86,7 +89,8 @@ pub(crate) struct Clock<K, V> {
 
 impl<K: Hash + Eq + Copy, V: Clone + Evict> Clock<K, V> {
     pub(crate) fn new(bytes: usize) -> Clock<K, V> {
-        let shard = || Mutex::new(Shard { slots: HashMap::default(), bytes: 0 });
+        let shard =
+            || Mutex::new(Shard { slots: HashMap::default(), bytes: 0, hits: 0, misses: 0 });
         Clock {
             shards: (0..SHARDS).map(|_| shard()).collect(),
             per_shard: (bytes / SHARDS).max(4 * (BLOCK + OVERHEAD)),
@@ -100,9 +104,22 @@ impl<K: Hash + Eq + Copy, V: Clone + Evict> Clock<K, V> {
 
     pub(crate) fn get(&self, key: K) -> Option<V> {
         let mut shard = self.shard(key);
-        shard.slots.get_mut(&key).map(|slot| {
+        let found = shard.slots.get_mut(&key).map(|slot| {
             slot.touched = true;
             slot.value.clone()
+        });
+        match found {
+            Some(_) => shard.hits += 1,
+            None => shard.misses += 1,
+        }
+        found
+    }
+
+    /// How often what was asked for was there, and how often not.
+    pub(crate) fn asked(&self) -> (u64, u64) {
+        self.shards.iter().fold((0, 0), |(hits, misses), shard| {
+            let shard = shard.lock().unwrap_or_else(PoisonError::into_inner);
+            (hits + shard.hits, misses + shard.misses)
         })
     }
 

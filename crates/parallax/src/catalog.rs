@@ -17,7 +17,6 @@
 //! | 240 | 16 | identity of a snapshot that was received; zeros: it was taken here |
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 
 use kiln_block::ByteLen;
@@ -415,6 +414,11 @@ impl Catalog {
         self.ready.first().map(|(_, id)| *id)
     }
 
+    /// Whether there is anything to free that can be.
+    pub(crate) fn wants_reclaim(&self) -> bool {
+        self.reclaim_stopped.is_none() && self.next_reclaim().is_some()
+    }
+
     /// How many records wait to be dealt with.
     pub(crate) fn reclaimable(&self) -> usize {
         self.leaving.len()
@@ -440,39 +444,11 @@ impl Catalog {
         Some(head)
     }
 
-    /// Brings the record of a disk up to date with what was written to it.
-    pub(crate) fn note_head(&mut self, head: &Head) {
-        let root = head.place().root;
-        let (size, referenced, written) = (
-            head.size.load(Ordering::Acquire),
-            head.referenced.load(Ordering::Relaxed),
-            head.written.load(Ordering::Relaxed),
-        );
-        let stale = self.get(head.id).is_some_and(|state| {
-            (state.root, state.size, state.referenced, state.written)
-                != (root, size, referenced, written)
-        });
-        if stale {
-            self.change(head.id, |state| {
-                state.root = root;
-                state.size = size;
-                state.referenced = referenced;
-                state.written = written;
-            });
-        }
-    }
-
-    /// The same for every disk in memory.
-    pub(crate) fn note_heads(&mut self) {
-        let heads: Vec<Arc<Head>> = self.heads.values().cloned().collect();
-        heads.iter().for_each(|head| self.note_head(head));
-    }
-
     /// Forgets disks and snapshots that nobody has open and whose records are up to date.
     pub(crate) fn forget_closed(&mut self, give_back: impl Fn(Run)) {
         self.views.retain(|_, view| view.strong_count() > 0);
         self.heads.retain(|_, head| {
-            let stays = Arc::strong_count(head) > 1 || !head.dirty().is_empty();
+            let stays = Arc::strong_count(head) > 1 || head.dirty().is_dirty();
             if !stays {
                 give_back(head.take_lease());
             }

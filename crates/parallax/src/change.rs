@@ -3,14 +3,13 @@
 //! They are made in memory while no disk changes, so that their record follows the records of all that the
 //! snapshot is to have; the next checkpoint stores them. Opening a pool makes them again.
 
-use std::collections::HashSet;
-use std::sync::PoisonError;
-use std::sync::atomic::Ordering;
-
 use crate::PoolError;
 use crate::catalog::{Catalog, Is, State};
+use crate::checkpoint::{FEW_LEAVES, catalog_needs};
 use crate::core::Core;
-use crate::tree::nodes_for;
+use crate::reclaim::Share;
+use crate::sync::atomic::Ordering;
+use crate::tree::{Fresh, nodes_for};
 use crate::wal::Change;
 
 impl Core {
@@ -19,15 +18,20 @@ impl Core {
         &self,
         decide: impl FnOnce(&Core, &mut Catalog) -> Result<Change, PoolError>,
     ) -> Result<(), PoolError> {
+        // No checkpoint begins or ends meanwhile.
+        let mut commit = self.commit();
         self.refuse_if_poisoned()?;
-        self.make_room()?;
+        if self.urgency() >= 100 || self.dirty_leaves.load(Ordering::Relaxed) > FEW_LEAVES {
+            self.store(&mut commit, Share::NONE)?;
+        }
         {
-            let _gate = self.gate.write().unwrap_or_else(PoisonError::into_inner);
+            let _gate = self.close();
             let mut catalog = self.catalog();
             let change = decide(self, &mut catalog)?;
             self.make_change(&mut catalog, &change)?;
             self.gathering.change(&change);
         }
+        drop(commit);
         self.flush()
     }
 
@@ -72,23 +76,34 @@ impl Core {
 
     /// Makes the map of a disk that is written to, in memory, so that its root says all it has.
     fn store_now(&self, catalog: &mut Catalog, disk: u64) -> Result<(), PoolError> {
-        let Some(head) = catalog.heads.get(&disk).cloned() else { return Ok(()) };
-        let needs = nodes_for(&head.dirty()) + self.catalog_needs(catalog);
-        if self.space.available_reserved() + self.lease_left() < needs {
-            return Err(PoolError::NoSpace);
+        let Some(head) = self.changed().remove(&disk) else { return Ok(()) };
+        let needs = nodes_for(&head.dirty().leaves) + catalog_needs(catalog.dirty.len() as u64);
+        if let Err(error) = self.set_aside(needs) {
+            self.changed().insert(disk, head);
+            return Err(error);
         }
-        self.store_head(&head)?;
-        catalog.note_head(&head);
-        Ok(())
+        let frozen = self.freeze(head);
+        let mut fresh = Fresh::default();
+        let made = self.build(&frozen, &mut fresh);
+        self.release_aside();
+        match made {
+            Ok(root) => {
+                self.space.unmap(&fresh.replaced);
+                self.made_nodes.fetch_add(fresh.placed.len(), Ordering::Relaxed);
+                frozen.is_stored(catalog, root);
+                Ok(())
+            }
+            Err(error) => {
+                self.unmake(&fresh);
+                self.thaw(frozen);
+                Err(error)
+            }
+        }
     }
 
     /// Makes a change again that the log has, unless a part of what it was about was lost with the power: then nobody was told
     /// that it is durable.
-    pub(crate) fn replay_change(
-        &self,
-        change: &Change,
-        lost: &HashSet<u64>,
-    ) -> Result<(), PoolError> {
+    pub(crate) fn replay_change(&self, change: &Change, lost: bool) -> Result<(), PoolError> {
         let mut catalog = self.catalog();
         let is =
             |id: u64, is: Is| catalog.get(id).is_some_and(|state| state.is == is && !state.hidden);
@@ -99,7 +114,6 @@ impl Core {
                 is(*disk, Is::Disk)
                     && fresh(*id)
                     && (floor + 1..1 << 39).contains(epoch)
-                    && !lost.contains(disk)
                     && catalog.may_take(*disk, name).is_ok()
             }
             Change::Clone { of, id, quota, name, .. } => {
@@ -110,6 +124,7 @@ impl Core {
             }
             Change::Hide { id } => is(*id, Is::Snapshot),
         };
+        let possible = possible && !lost;
         if let (Change::Snapshot { id, .. } | Change::Clone { id, .. }, true) = (change, possible) {
             catalog.next_id = catalog.next_id.max(id + 1);
         }

@@ -1,16 +1,16 @@
 //! Whether a pool is whole: every map can be walked, every checksum is right, and the free map says what the maps say.
 
-use std::collections::HashMap;
-
 use kiln_block::ByteOffset;
 
 use crate::PoolError;
-use crate::catalog::{Catalog, Is};
+use crate::catalog::Is;
 use crate::core::Core;
 use crate::format::{BLOCK, BLOCK_LEN, index};
 use crate::leaf::GROUP;
 use crate::node::{Entry, FANOUT, Kind, ROOT_LEVEL, leaves_below};
 use crate::pool::Pool;
+use crate::reclaim::Share;
+use crate::sync::atomic::Ordering;
 
 /// What [`Pool::verify`] found.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -36,13 +36,50 @@ impl Report {
     }
 }
 
+/// Which blocks of data a walk reads.
+#[derive(PartialEq, Eq)]
+enum Read {
+    None,
+    /// Those that are not marked as good already.
+    Rest,
+}
+
+/// Which block of a disk each data block belongs to: it has the same place in every map. A disk has at most
+/// 2³² blocks.
+#[derive(Default)]
+struct Places(Vec<Vec<u32>>);
+
+/// Blocks of the pool whose places are kept together.
+const TOGETHER: usize = 1 << 16;
+const NOWHERE: u32 = u32::MAX;
+
+impl Places {
+    /// Notes a place, unless there is one: returns the one there is.
+    fn at(&mut self, block: u64, lba: u64) -> u64 {
+        let block = index(block);
+        if self.0.len() <= block / TOGETHER {
+            self.0.resize(block / TOGETHER + 1, Vec::new());
+        }
+        let part = &mut self.0[block / TOGETHER];
+        if part.is_empty() {
+            part.resize(TOGETHER, NOWHERE);
+        }
+        let place = &mut part[block % TOGETHER];
+        if *place == NOWHERE {
+            *place = u32::try_from(lba).unwrap_or(NOWHERE);
+        }
+        if *place == NOWHERE { lba } else { u64::from(*place) }
+    }
+}
+
 /// What a walk of all maps keeps in mind.
 struct Walk<'a> {
     core: &'a Core,
     reached: Vec<u64>,
-    /// Which block of a disk a data block belongs to: it has the same place in every map.
-    places: HashMap<u64, u64>,
-    read_data: bool,
+    places: Places,
+    read: Read,
+    /// Blocks whose data was read and is right.
+    good: Vec<u64>,
     report: Report,
     bytes: Vec<u8>,
 }
@@ -62,7 +99,7 @@ impl Walk<'_> {
         if entry.is_hole() || entry.birth <= keep || first + leaves_below(level) <= cursor {
             return;
         }
-        if entry.birth > self.core.epoch.load(std::sync::atomic::Ordering::Acquire) {
+        if entry.birth > self.core.epoch.load(Ordering::Acquire) {
             self.report.problem(format!("{of}: leaf {first} was written in the future"));
         }
         if self.is_known(entry) && cursor == 0 && keep == 0 {
@@ -116,7 +153,7 @@ impl Walk<'_> {
         if entry.kind != Kind::Data || !self.core.space.holds(entry.block) {
             return self.report.problem(format!("{of}: block {lba} points outside the pool"));
         }
-        let other = *self.places.entry(entry.block).or_insert(lba);
+        let other = self.places.at(entry.block, lba);
         if other != lba {
             let block = entry.block;
             self.report.problem(format!("{of}: block {lba} and {other} are both block {block}"));
@@ -125,85 +162,114 @@ impl Walk<'_> {
             return;
         }
         self.report.data_blocks += 1;
-        if self.read_data {
-            let at = ByteOffset::new(entry.block * BLOCK_LEN);
-            match self.core.device.read_at(at, &mut self.bytes) {
-                Err(error) => self.report.problem(format!("{of}: block {lba}: {error}")),
-                Ok(()) if self.core.sums.data(lba, &self.bytes) != entry.crc => {
-                    self.report.problem(format!(
-                        "{of}: block {lba} (block {} of the pool) is damaged",
-                        entry.block
-                    ))
-                }
-                Ok(()) => {}
-            }
+        let (word, bit) = (index(entry.block / 64), 1 << (entry.block % 64));
+        if self.read == Read::None || self.good.get(word).is_some_and(|good| good & bit != 0) {
+            return;
         }
+        let at = ByteOffset::new(entry.block * BLOCK_LEN);
+        let found = match self.core.device.read_at(at, &mut self.bytes) {
+            Err(error) => format!("{of}: block {lba}: {error}"),
+            Ok(()) if self.core.sums.data(lba, &self.bytes) != entry.crc => {
+                format!("{of}: block {lba} (block {} of the pool) is damaged", entry.block)
+            }
+            Ok(()) => {
+                if let Some(good) = self.good.get_mut(word) {
+                    *good |= bit;
+                }
+                return;
+            }
+        };
+        self.report.problem(found);
     }
 }
 
+/// A map that is to be walked.
+struct Root {
+    of: String,
+    entry: Entry,
+    /// What was born until then is another's.
+    keep: u64,
+    /// Leaves below it are another's.
+    cursor: u64,
+}
+
 impl Core {
-    fn walk(&self, catalog: &Catalog, read_data: bool) -> Walk<'_> {
+    /// Every map there is, those that are walked whole first, so that "known" means "looked at whole".
+    fn roots(&self) -> (Entry, Vec<Root>) {
+        let catalog = self.catalog();
+        let partly = |state: &&crate::catalog::State| state.is == Is::GivenUp || state.cursor > 0;
+        let whole = catalog.all().filter(|state| !partly(state)).map(|state| {
+            let owner = catalog.get(state.owner).map_or(String::new(), |o| format!("{}@", o.name));
+            let of = format!("{owner}{}", state.name);
+            Root { of, entry: state.root, keep: 0, cursor: 0 }
+        });
+        let partial = catalog.all().filter(partly).map(|state| {
+            let keep = if state.is == Is::GivenUp { state.epoch } else { catalog.floor(state) };
+            let of = "a deleted map".to_owned();
+            Root { of, entry: state.root, keep, cursor: state.cursor }
+        });
+        (catalog.root.0, whole.chain(partial).collect())
+    }
+
+    fn walk(&self, read: Read, good: Vec<u64>) -> Walk<'_> {
         let mut walk = Walk {
             core: self,
-            reached: vec![0; index(self.layout.blocks.div_ceil(64))],
-            places: HashMap::new(),
-            read_data,
+            reached: vec![0; index(self.space.end().div_ceil(64))],
+            places: Places::default(),
+            read,
+            good,
             report: Report::default(),
             bytes: vec![0; BLOCK],
         };
-        let root = (ROOT_LEVEL, 0);
-        walk.map("the catalog", root, catalog.root.0, 0, 0);
+        let at = (ROOT_LEVEL, 0);
+        let (catalog, roots) = self.roots();
+        walk.map("the catalog", at, catalog, 0, 0);
         // A data block of the catalog is at no place of any disk.
-        walk.places.clear();
-        // Whole maps first, so that "known" means "looked at whole".
-        let partly = |state: &&crate::catalog::State| state.is == Is::GivenUp || state.cursor > 0;
-        for state in catalog.all().filter(|state| !partly(state)) {
-            let owner = catalog.get(state.owner).map_or(String::new(), |o| format!("{}@", o.name));
-            walk.map(&format!("{owner}{}", state.name), root, state.root, 0, 0);
-        }
-        for state in catalog.all().filter(partly) {
-            let keep = if state.is == Is::GivenUp { state.epoch } else { catalog.floor(state) };
-            walk.map("a deleted map", root, state.root, keep, state.cursor);
+        walk.places = Places::default();
+        for root in roots {
+            walk.map(&root.of, at, root.entry, root.keep, root.cursor);
         }
         walk
     }
 
-    /// Bits of all blocks that stored maps reach.
-    pub(crate) fn reached_blocks(&self) -> Result<Vec<u64>, PoolError> {
-        let catalog = self.catalog();
-        let walk = self.walk(&catalog, false);
-        match walk.report.problems.first() {
-            None => Ok(walk.reached),
-            // With a map that cannot be read, what it reaches would be given away.
-            Some(problem) => Err(PoolError::Damaged { found: problem.clone() }),
-        }
+    /// Bits of all blocks that stored maps reach, and what cannot be read of the maps.
+    pub(crate) fn reached_blocks(&self) -> (Vec<u64>, Vec<String>) {
+        let walk = self.walk(Read::None, Vec::new());
+        (walk.reached, walk.report.problems)
     }
 }
 
 impl Pool {
     /// Walks everything. With `read_data`, every block is read and compared with its checksum; else only
-    /// the maps are. Disks can be read meanwhile, and not written to.
+    /// the maps are. Disks are read and written meanwhile; what is written meanwhile may not be looked at.
     pub fn verify(&self, read_data: bool) -> Result<Report, PoolError> {
-        // Twice: the catalog's own pages are stored after the change of a checkpoint was made.
+        let core = &self.core;
+        core.refuse_if_poisoned()?;
         self.core.checkpoint(|_, _| Ok(()))?;
-        self.core.checkpoint(|core, catalog| {
-            let mut walk = core.walk(catalog, read_data);
-            let (mut leaked, mut missing) = (0_u64, 0_u64);
-            for block in core.layout.data_start..core.layout.blocks {
-                let reached = walk.reached[index(block / 64)] >> (block % 64) & 1 == 1;
-                match (reached, core.space.is_used(block)) {
-                    (true, false) => missing += 1,
-                    (false, true) => leaked += 1,
-                    _ => {}
-                }
-            }
-            if leaked > 0 {
-                walk.report.problem(format!("{leaked} blocks are taken and nothing reaches them"));
-            }
-            if missing > 0 {
-                walk.report.problem(format!("{missing} blocks are in use and not taken"));
-            }
-            Ok(walk.report)
-        })
+        // First all data, while blocks may be given another use: what is wrong then may only be out of date, and what is
+        // not found is looked for again.
+        let mut good = Vec::new();
+        if read_data {
+            good.resize(index(core.space.end().div_ceil(64)), 0);
+            good = core.walk(Read::Rest, good).good;
+        }
+        // While it is held nothing is stored and nothing becomes free, so the maps can be held against the free map.
+        let mut commit = core.commit();
+        core.refuse_if_poisoned()?;
+        let mut taken = Vec::new();
+        core.store_and_copy(&mut commit, Share::NONE, Some(&mut taken))?;
+        let mut walk = core.walk(if read_data { Read::Rest } else { Read::None }, good);
+        let (mut leaked, mut missing) = (0_u64, 0_u64);
+        for (reached, taken) in walk.reached.iter().zip(taken) {
+            leaked += u64::from((taken & !reached).count_ones());
+            missing += u64::from((reached & !taken).count_ones());
+        }
+        if leaked > 0 {
+            walk.report.problem(format!("{leaked} blocks are taken and nothing reaches them"));
+        }
+        if missing > 0 {
+            walk.report.problem(format!("{missing} blocks are in use and not taken"));
+        }
+        Ok(walk.report)
     }
 }

@@ -7,8 +7,7 @@
 
 use std::io::{IoSlice, IoSliceMut};
 use std::ops::Range;
-use std::sync::atomic::Ordering;
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 
 use kiln_block::{
     BlockDevice, ByteLen, ByteOffset, DeviceError, Extent, ExtentKind, buffers_len, check_range,
@@ -19,7 +18,10 @@ use crate::core::Core;
 use crate::format::{BLOCK, BLOCK_LEN, index};
 use crate::head::Head;
 use crate::node::{Entry, FANOUT};
+use crate::opened::Opened;
 use crate::space::Run;
+use crate::sync::PoisonError;
+use crate::sync::atomic::Ordering;
 
 /// Blocks a disk takes ahead of its writes: 1 MiB.
 const LEASE: u64 = 256;
@@ -27,8 +29,10 @@ const LEASE: u64 = 256;
 /// An open disk, or an open snapshot, which can only be read.
 #[derive(Debug)]
 pub struct Disk {
-    pub(crate) core: Arc<Core>,
+    pub(crate) core: Arc<Opened>,
     pub(crate) head: Arc<Head>,
+    /// One more user of the disk.
+    pub(crate) _user: Arc<()>,
 }
 
 /// What happens to a run of blocks within one leaf.
@@ -269,6 +273,7 @@ impl Disk {
         for ((chunk, crc), lba) in chunks.zip(crcs).zip(lba..) {
             *crc = self.core.sums.data(lba, chunk);
         }
+        self.core.counters.data_written.add(run.len * BLOCK_LEN);
         self.core.device.write_vectored_at(ByteOffset::new(run.start * BLOCK_LEN), slices)
     }
 
@@ -345,12 +350,17 @@ impl Core {
         Ok(map.get(index(lba % FANOUT)))
     }
 
-    pub(crate) fn apply(&self, head: &Head, lba: u64, change: Apply<'_>) -> Result<(), PoolError> {
+    pub(crate) fn apply(
+        &self,
+        head: &Arc<Head>,
+        lba: u64,
+        change: Apply<'_>,
+    ) -> Result<(), PoolError> {
         self.try_apply(head, lba, change).map(|_| ())
     }
 
     /// Changes the map of a disk, within one leaf; false if the block is not what it was.
-    fn try_apply(&self, head: &Head, lba: u64, change: Apply<'_>) -> Result<bool, PoolError> {
+    fn try_apply(&self, head: &Arc<Head>, lba: u64, change: Apply<'_>) -> Result<bool, PoolError> {
         let _gate = self.enter();
         let number = lba / FANOUT;
         let leaf = self.leaf(head, number)?;
@@ -382,9 +392,8 @@ impl Core {
         let mut gone = 0;
         leaf_map.replace(first, index(count), new, |piece| {
             gone += piece.len() as u64;
-            if place.owns(number..number + 1, piece.birth()) {
-                self.space.unmap_run(Run { start: piece.block(), len: piece.len() as u64 });
-            }
+            let run = Run { start: piece.block(), len: piece.len() as u64 };
+            self.let_go(head, &place, number, run, piece.birth());
         });
         let come = if map.is_some() { count } else { 0 };
         if let Some((block, _)) = map {
@@ -395,10 +404,7 @@ impl Core {
             None if gone == 0 => return Ok(true),
             None => self.gathering.clear(head.id, lba, index(count)),
         }
-        if !leaf.dirty.swap(true, Ordering::AcqRel) {
-            head.dirty().insert(number);
-            self.dirty_leaves.fetch_add(1, Ordering::Relaxed);
-        }
+        self.make_dirty(head, number, &leaf);
         drop(leaf_map);
         head.referenced.fetch_add(come, Ordering::Relaxed);
         head.referenced.fetch_sub(gone, Ordering::Relaxed);
@@ -406,14 +412,24 @@ impl Core {
         Ok(true)
     }
 
-    /// Looks for space that is free but held: by the next checkpoint, and by disks that took it ahead.
+    /// Looks for space: held by disks that took it ahead, beyond the pool's end, or waiting to be free.
     fn scrape(&self) -> Result<(), PoolError> {
+        if self.grow()? && self.space.available() > 0 {
+            return Ok(());
+        }
         let heads: Vec<Arc<Head>> = self.catalog().heads.values().cloned().collect();
         for head in heads {
             self.space.give_back(head.take_lease());
         }
-        if self.space.available() == 0 {
-            self.checkpoint(|_, _| Ok(()))?;
+        let mut commit = self.commit();
+        while self.space.available() == 0 {
+            self.refuse_if_poisoned()?;
+            let more = self.space.waiting() > 0 || self.catalog().wants_reclaim();
+            if !more {
+                break;
+            }
+            self.counters.foreground_checkpoints.add(1);
+            self.store(&mut commit, crate::reclaim::SHARE)?;
         }
         Ok(())
     }

@@ -9,7 +9,7 @@ pub enum PoolError {
     /// The device below failed; if it was while storing, the pool refuses writes until it is opened again.
     #[error("cannot {act} the pool")]
     Device {
-        /// `read`, `write`, `sync`.
+        /// `read`, `write`, `sync`, `grow`.
         act: &'static str,
         /// The cause.
         source: DeviceError,
@@ -52,6 +52,22 @@ pub enum PoolError {
     /// An earlier flush or checkpoint failed.
     #[error("storing failed earlier, the pool refuses changes until it is opened again")]
     Poisoned,
+    /// The pool was opened again since, elsewhere: this opening may no longer write.
+    #[error(
+        "the pool was opened again elsewhere and belongs to that now; opening {opening} of it, this one, may no longer write"
+    )]
+    Fenced {
+        /// Which opening this one is.
+        opening: u64,
+    },
+    /// The pool cannot become that large.
+    #[error("the pool cannot grow to {size}: when it was made, its limit became {limit}")]
+    TooLarge {
+        /// What was asked for.
+        size: ByteLen,
+        /// The most it can have.
+        limit: ByteLen,
+    },
     /// No space is left.
     #[error("no space left in the pool")]
     NoSpace,
@@ -131,6 +147,10 @@ impl PoolError {
             PoolError::Device { source, .. } => source,
             PoolError::Poisoned => DeviceError::Poisoned,
             PoolError::NoSpace => DeviceError::NoSpace { at },
+            PoolError::Fenced { .. } => {
+                let source = std::io::Error::other(self.to_string());
+                DeviceError::Io { act: "write", at, source }
+            }
             other => DeviceError::Damaged { at, found: other.to_string() },
         }
     }

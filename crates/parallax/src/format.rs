@@ -94,8 +94,12 @@ pub(crate) struct Superblock {
     pub(crate) next_id: u64,
     /// Number of the first log batch after this checkpoint, at the start of the log.
     pub(crate) wal_batch: u64,
+    /// Where in the log that batch is, in bytes.
+    pub(crate) log_at: u64,
     pub(crate) catalog: Entry,
     pub(crate) catalog_pages: u64,
+    /// Up to how many blocks the pool grows by itself; 0 for as many as the free map has room for.
+    pub(crate) most: u64,
 }
 
 /// Why a slot is not a superblock.
@@ -138,6 +142,7 @@ impl Superblock {
     /// | 24 | 16 | uuid |
     /// | 40 | 14 × 8 | the numbers, in the order below |
     /// | 152 | 15 | catalog root |
+    /// | 168 | 8 | most |
     pub(crate) fn encode(&self) -> Box<[u8; BLOCK]> {
         let mut bytes = Box::new([0; BLOCK]);
         bytes[..8].copy_from_slice(&MAGIC);
@@ -158,15 +163,21 @@ impl Superblock {
             self.next_id,
             self.wal_batch,
             self.catalog_pages,
-            0,
+            self.log_at,
         ];
         for (place, number) in numbers.into_iter().enumerate() {
             put(&mut bytes[..], 40 + place * 8, number);
         }
         self.catalog.encode(&mut bytes[152..167]);
+        put(&mut bytes[..], 168, self.most);
         let crc = slot_crc(&bytes);
         bytes[12..16].copy_from_slice(&crc.to_le_bytes());
         bytes
+    }
+
+    /// Whether bytes begin like a superblock.
+    pub(crate) fn is_one(bytes: &[u8]) -> bool {
+        bytes.starts_with(&MAGIC)
     }
 
     pub(crate) fn decode(bytes: &[u8; BLOCK]) -> Result<Superblock, Unreadable> {
@@ -204,8 +215,10 @@ impl Superblock {
             epoch: number(9),
             next_id: number(10),
             wal_batch: number(11),
+            log_at: number(13),
             catalog: Entry::decode(&bytes[152..167]),
             catalog_pages: number(12),
+            most: get(bytes, 168),
         };
         let counters =
             [superblock.generation, superblock.opening, superblock.wal_batch, superblock.next_id];
@@ -213,6 +226,8 @@ impl Superblock {
             && superblock.map_used <= layout.map_pages
             && superblock.epoch < 1 << 40
             && superblock.catalog_pages < 1 << 40
+            && superblock.log_at.is_multiple_of(512)
+            && superblock.log_at / BLOCK_LEN < layout.wal_blocks
             && counters.iter().all(|counter| *counter < 1 << 62);
         if sound { Ok(superblock) } else { Err(Unreadable::Torn) }
     }
@@ -303,8 +318,10 @@ mod tests {
             epoch: 12,
             next_id: 5,
             wal_batch: 77,
+            log_at: 512 * 9,
             catalog: Entry::node(900, 11, 0xdead_beef),
             catalog_pages: 2,
+            most: 1 << 17,
         }
     }
 
@@ -312,7 +329,7 @@ mod tests {
     fn a_superblock_reads_back_and_every_flipped_bit_is_seen() {
         let bytes = example().encode();
         assert_eq!(Superblock::decode(&bytes).unwrap(), example());
-        for bit in 0..170 * 8 {
+        for bit in 0..180 * 8 {
             let mut flipped = bytes.clone();
             flipped[bit / 8] ^= 1 << (bit % 8);
             assert!(Superblock::decode(&flipped).is_err(), "bit {bit}");

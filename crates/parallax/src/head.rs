@@ -1,12 +1,13 @@
 //! A disk or snapshot that is in memory: its place among the states, and what changed since the last checkpoint.
 
 use std::collections::BTreeSet;
-use std::sync::atomic::AtomicU64;
-use std::sync::{Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::Arc;
 
 use crate::catalog::State;
 use crate::node::Entry;
 use crate::space::Run;
+use crate::sync::atomic::AtomicU64;
+use crate::sync::{Mutex, MutexGuard, PoisonError, RwLock};
 
 /// Where its map is, and which blocks are its own. Changes only while no write is under way.
 #[derive(Debug, Clone, Copy)]
@@ -29,6 +30,23 @@ impl Place {
     }
 }
 
+/// What changed and is not stored yet.
+#[derive(Debug, Default)]
+pub(crate) struct Dirty {
+    /// Leaves that no checkpoint has begun to store.
+    pub(crate) leaves: BTreeSet<u64>,
+    /// Leaves that the checkpoint under way stores.
+    pub(crate) storing: BTreeSet<u64>,
+    /// Leaf, blocks and birth of what was let go of and not owned, while a share of reclaiming is under way.
+    pub(crate) let_go: Vec<(u64, Run, u64)>,
+}
+
+impl Dirty {
+    pub(crate) fn is_dirty(&self) -> bool {
+        !self.leaves.is_empty() || !self.storing.is_empty()
+    }
+}
+
 #[derive(Debug)]
 pub(crate) struct Head {
     pub(crate) id: u64,
@@ -40,10 +58,11 @@ pub(crate) struct Head {
     pub(crate) referenced: AtomicU64,
     pub(crate) written: AtomicU64,
     place: RwLock<Place>,
-    /// Leaves that no checkpoint stored yet.
-    dirty: Mutex<BTreeSet<u64>>,
+    dirty: Mutex<Dirty>,
     /// Blocks taken ahead, so that what is written one after the other lies together.
     pub(crate) lease: Mutex<Run>,
+    /// Shared with everybody who has it open.
+    pub(crate) users: Arc<()>,
 }
 
 impl Head {
@@ -60,6 +79,7 @@ impl Head {
             place: RwLock::new(Place { root: state.root, floor, merged: None }),
             dirty: Mutex::default(),
             lease: Mutex::default(),
+            users: Arc::default(),
         }
     }
 
@@ -71,7 +91,7 @@ impl Head {
         change(&mut self.place.write().unwrap_or_else(PoisonError::into_inner));
     }
 
-    pub(crate) fn dirty(&self) -> MutexGuard<'_, BTreeSet<u64>> {
+    pub(crate) fn dirty(&self) -> MutexGuard<'_, Dirty> {
         self.dirty.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

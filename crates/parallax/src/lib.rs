@@ -25,22 +25,32 @@
 //! # }
 //! ```
 
+mod background;
 mod cache;
 mod catalog;
 mod change;
 mod check;
+mod checkpoint;
 mod core;
 mod disk;
 mod error;
+mod fence;
+mod file;
 mod format;
+mod grow;
 mod head;
 mod leaf;
+mod log;
 mod node;
 mod open;
+mod opened;
 mod pool;
 mod reclaim;
+mod replay;
 mod space;
+mod stats;
 pub mod stream;
+mod sync;
 mod tree;
 mod wal;
 
@@ -49,6 +59,7 @@ pub use disk::Disk;
 pub use error::PoolError;
 pub use open::PoolOptions;
 pub use pool::{DiskInfo, DiskOptions, Durability, Pool, PoolSpace, SnapshotInfo};
+pub use stats::PoolStats;
 
 /// The largest disk.
 pub const MAX_DISK: kiln_block::ByteLen = kiln_block::ByteLen::gib(16 << 10);

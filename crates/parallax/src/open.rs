@@ -1,8 +1,7 @@
 //! Making a pool and opening one: superblocks, free map, catalog, and what the log adds to them.
 
-use std::collections::{HashMap, HashSet};
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::collections::HashMap;
+use std::sync::Arc;
 
 use kiln_block::{BlockDevice, ByteLen, ByteOffset};
 
@@ -14,9 +13,12 @@ use crate::format::{
     BLOCK, BLOCK_LEN, Layout, MAP_BITS, SUPERBLOCKS, Sums, Superblock, Unreadable, decode_map_page,
     index, same,
 };
+use crate::log::Log;
 use crate::node::{Entry, FANOUT, Kind, ROOT_LEVEL};
-use crate::space::{Run, Space};
-use crate::wal::{HEADER, Record, decode_batch, decode_records};
+use crate::space::Space;
+use crate::stats::Counters;
+use crate::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
+use crate::sync::{Mutex, RwLock};
 
 /// What can be chosen about a pool.
 #[derive(Debug, Clone)]
@@ -25,21 +27,23 @@ pub struct PoolOptions {
     pub cache: ByteLen,
     /// Size of a new pool's log: how much is written between two checkpoints at most.
     pub log: ByteLen,
-    /// How large a new pool may become when its device grows.
+    /// How large a new pool may become, on a device that can grow.
     pub limit: ByteLen,
+    /// Whether a thread of its own checkpoints, grows and gives back space. Without one, who writes does it, when
+    /// there is no other way; then everything that happens to the device happens in a call.
+    pub background: bool,
 }
 
 impl Default for PoolOptions {
     fn default() -> PoolOptions {
-        PoolOptions { cache: ByteLen::mib(32), log: ByteLen::mib(16), limit: ByteLen::ZERO }
+        PoolOptions {
+            cache: ByteLen::mib(32),
+            log: ByteLen::mib(16),
+            limit: ByteLen::ZERO,
+            background: true,
+        }
     }
 }
-
-/// Batches of a log: which were durable before each, and its records.
-type Batches = Vec<(u64, Vec<Record>)>;
-
-/// How far behind the end of the log a batch is looked for, in bytes.
-const GAP: usize = 1 << 20;
 
 /// Writes an empty pool over whatever the device holds.
 pub(crate) fn format(device: &dyn BlockDevice, options: &PoolOptions) -> Result<(), PoolError> {
@@ -67,14 +71,19 @@ pub(crate) fn format(device: &dyn BlockDevice, options: &PoolOptions) -> Result<
         epoch: 1,
         next_id: 1,
         wal_batch: 1,
+        log_at: 0,
         catalog: Entry::HOLE,
         catalog_pages: 0,
+        most: layout.blocks.max(options.limit.get() / BLOCK_LEN),
     };
     let fail = PoolError::device;
-    // The log's space is taken now, so that no flush has to.
-    let log = ByteOffset::new(layout.wal_start * BLOCK_LEN);
-    let log_len = ByteLen::new(layout.wal_blocks * BLOCK_LEN);
-    device.write_zeroes(log, log_len, true).map_err(fail("write"))?;
+    // The log is written, not only reserved: a filesystem has nothing to note down then when a flush syncs it.
+    let zeros = vec![0; index(layout.wal_blocks.min(256)) * BLOCK];
+    let log_end = layout.wal_start + layout.wal_blocks;
+    for block in (layout.wal_start..log_end).step_by(256) {
+        let bytes = &zeros[..index((log_end - block).min(256)) * BLOCK];
+        device.write_at(ByteOffset::new(block * BLOCK_LEN), bytes).map_err(fail("write"))?;
+    }
     device.write_at(ByteOffset::ZERO, &[0; 4 * BLOCK]).map_err(fail("write"))?;
     device.flush().map_err(fail("sync"))?;
     for copy in 2..SUPERBLOCKS {
@@ -84,7 +93,7 @@ pub(crate) fn format(device: &dyn BlockDevice, options: &PoolOptions) -> Result<
     device.flush().map_err(fail("sync"))
 }
 
-fn newest_superblock(device: &dyn BlockDevice) -> Result<Superblock, PoolError> {
+pub(crate) fn newest_superblock(device: &dyn BlockDevice) -> Result<Superblock, PoolError> {
     let mut newest: Option<Superblock> = None;
     let mut refusal = PoolError::NotAPool;
     for copy in 0..SUPERBLOCKS {
@@ -126,51 +135,60 @@ pub(crate) fn open(
         true => Vec::new(),
         false => read_map(&*device, &superblock, sums)?,
     };
-    let nodes = index(options.cache.get() / BLOCK_LEN).max(64);
     let space = Space::new(&layout, &stored);
-    let dirty_limit = (nodes / 4).min(index(space.reserve() / 8)).max(8);
+    let cache = index(options.cache.get()).max(64 * BLOCK);
+    let bell = options.background.then(Arc::default);
     let core = Core {
         device,
         layout,
+        most: if superblock.most == 0 { layout.limit() } else { superblock.most },
         uuid: superblock.uuid,
+        opening: superblock.opening + 1,
         sums,
         space,
-        nodes: Clock::new(index(options.cache.get()) / 4),
-        leaves: Clock::new(index(options.cache.get()) / 4 * 3),
+        nodes: Clock::new(cache / 4),
+        leaves: Clock::new(cache / 4 * 3),
         gathering: crate::wal::Gathering::default(),
         epoch: AtomicU64::new(superblock.epoch),
-        commit: Mutex::new(Commit {
-            generation: superblock.generation,
-            opening: superblock.opening + 1,
-            next_batch: superblock.wal_batch,
-            durable_batch: superblock.wal_batch,
-            wal_at: 0,
-            map_used: superblock.map_used,
+        generation: AtomicU64::new(superblock.generation),
+        commit: Mutex::new(Commit { map_used: superblock.map_used }),
+        sync: Mutex::default(),
+        log: Mutex::new(Log {
+            next: superblock.wal_batch,
+            durable: superblock.wal_batch,
+            at: 0,
+            needed: 0,
         }),
         gate: RwLock::default(),
         catalog: Mutex::default(),
+        changed: Mutex::default(),
         unwritten: RwLock::new(HashMap::new()),
-        metadata_lease: Mutex::default(),
+        aside: Mutex::default(),
         durable: AtomicU64::new(0),
         logged: AtomicU64::new(0),
-        wal_used: AtomicU64::new(0),
+        log_used: AtomicU64::new(0),
         dirty_leaves: AtomicUsize::new(0),
-        dirty_limit,
+        made_nodes: AtomicUsize::new(0),
+        dirty_most: cache / BLOCK / 4,
+        reclaiming: AtomicBool::new(false),
         poisoned: AtomicBool::new(false),
-        syncs: AtomicU64::new(0),
-        checkpoints: AtomicU64::new(0),
+        fenced: AtomicBool::new(false),
+        grows: Mutex::new(true),
+        counters: Counters::default(),
+        bell,
+        losses: Vec::new(),
     };
     *core.catalog() = core.read_catalog(&superblock)?;
     if rebuild {
         // Before anything is allocated: so far nothing is known to be taken.
-        let reached = core.reached_blocks()?;
+        let (reached, _) = core.reached_blocks();
         core.space.replace_used(&reached);
     }
     let (batches, named) = core.replay(&superblock, rebuild)?;
     {
-        let mut commit = core.commit.lock().unwrap_or_else(PoisonError::into_inner);
-        commit.next_batch += batches;
-        commit.durable_batch = commit.next_batch;
+        let mut log = core.log();
+        log.next += batches;
+        log.durable = log.next;
     }
     core.checkpoint(|_, _| Ok(()))?;
     named.into_iter().for_each(|run| core.space.release_unused(run));
@@ -227,156 +245,5 @@ impl Core {
         catalog.pages = superblock.catalog_pages;
         catalog.check()?;
         Ok(catalog)
-    }
-
-    /// Does again what the log says was done since the checkpoint; returns how many batches it had, and the blocks
-    /// it names.
-    fn replay(&self, superblock: &Superblock, repair: bool) -> Result<(u64, Vec<Run>), PoolError> {
-        let (batches, end) = self.read_log(superblock)?;
-        if !repair {
-            self.refuse_a_gap(superblock, batches.len() as u64, end)?;
-        }
-        let durable = batches.iter().map(|(durable, _)| *durable).max().unwrap_or(0);
-        // No node that is made meanwhile may take the place of data that a later record names.
-        let mut named = Vec::new();
-        for record in batches.iter().flat_map(|(_, records)| records) {
-            if let Record::Map { block, crcs, .. } = record {
-                let run = Run { start: *block, len: crcs.len() as u64 };
-                named.extend(self.space.hold(run).then_some(run));
-            }
-        }
-        let mut lost = HashSet::new();
-        for ((_, records), number) in batches.iter().zip(superblock.wal_batch..) {
-            for record in records {
-                match record {
-                    Record::Catalog(change) => self.replay_change(change, &lost)?,
-                    Record::Map { disk, lba, birth, block, crcs } => {
-                        let new = Some((*block, *birth, &crcs[..]));
-                        let run = (*lba, crcs.len() as u64);
-                        if self.replay_run(*disk, run, new, number < durable)? {
-                            lost.insert(*disk);
-                        }
-                    }
-                    Record::Clear { disk, lba, count } => {
-                        self.replay_run(*disk, (*lba, *count), None, true)?;
-                    }
-                }
-            }
-        }
-        Ok((batches.len() as u64, named))
-    }
-
-    /// If the log goes on behind its end with a batch that says what is between was durable, that is damaged now.
-    fn refuse_a_gap(
-        &self,
-        superblock: &Superblock,
-        batches: u64,
-        end: usize,
-    ) -> Result<(), PoolError> {
-        let capacity = index(self.layout.wal_blocks) * BLOCK;
-        let mut bytes = vec![0; (capacity - end).min(GAP)];
-        let from = ByteOffset::new(self.layout.wal_start * BLOCK_LEN + end as u64);
-        self.device.read_at(from, &mut bytes).map_err(PoolError::device("read"))?;
-        let missing = superblock.wal_batch + batches;
-        for at in (0..bytes.len()).step_by(index(crate::wal::SECTOR)) {
-            let number = crate::wal::number_of(superblock.opening, &bytes[at..]);
-            let Some(number) = number.filter(|number| *number > missing) else { continue };
-            // One that was not synced may be lost while a later one is there; that one does not say it was durable.
-            let later = decode_batch(self.sums, superblock.opening, number, &bytes[at..]);
-            if later.is_some_and(|(durable, _, _)| durable > missing) {
-                let found = format!(
-                    "batch {missing} of the log; `repair` opens the pool without what was flushed since"
-                );
-                return Err(PoolError::Damaged { found });
-            }
-        }
-        Ok(())
-    }
-
-    fn read_log(&self, superblock: &Superblock) -> Result<(Batches, usize), PoolError> {
-        let capacity = index(self.layout.wal_blocks) * BLOCK;
-        let log_at = self.layout.wal_start * BLOCK_LEN;
-        let mut batches = Batches::new();
-        let mut at = 0;
-        for number in superblock.wal_batch.. {
-            if at + HEADER > capacity {
-                break;
-            }
-            let read = |len: usize| {
-                let mut bytes = vec![0; len.min(capacity - at)];
-                let from = ByteOffset::new(log_at + at as u64);
-                self.device.read_at(from, &mut bytes).map_err(PoolError::device("read"))?;
-                Ok::<_, PoolError>(bytes)
-            };
-            let header = read(HEADER)?;
-            let len = usize::try_from(crate::format::get(&header, 32)).unwrap_or(usize::MAX);
-            let bytes = read(HEADER.saturating_add(len).min(capacity))?;
-            let Some((durable, records, _)) =
-                decode_batch(self.sums, superblock.opening, number, &bytes)
-            else {
-                break;
-            };
-            at += index(crate::wal::batch_len(len as u64));
-            batches.push((durable, decode_records(records)));
-        }
-        Ok((batches, at.min(capacity)))
-    }
-
-    /// Maps or clears a run of blocks again; true if the data of some was lost.
-    fn replay_run(
-        &self,
-        disk: u64,
-        (lba, count): (u64, u64),
-        new: Option<(u64, u64, &[u32])>,
-        durable: bool,
-    ) -> Result<bool, PoolError> {
-        let Some(head) = self.catalog().head(disk) else { return Ok(false) };
-        let number = lba / FANOUT;
-        if lba >= crate::MAX_DISK.get() / BLOCK_LEN {
-            return Ok(false);
-        }
-        let leaf = self.leaf(&head, number)?;
-        let mut map = leaf.write();
-        let place = head.place();
-        let mut bytes = vec![0; BLOCK];
-        let mut lost = false;
-        for (n, lba) in (0..count).zip(lba..) {
-            let entry = match new {
-                Some((block, birth, crcs)) => {
-                    let (block, crc) = (block.saturating_add(n), crcs[index(n)]);
-                    if !self.space.holds(block) {
-                        continue;
-                    }
-                    if !durable {
-                        let at = ByteOffset::new(block * BLOCK_LEN);
-                        self.device.read_at(at, &mut bytes).map_err(PoolError::device("read"))?;
-                        if !same(crc, self.sums.data(lba, &bytes)) {
-                            lost = true;
-                            continue;
-                        }
-                    }
-                    self.space.claim(block);
-                    Entry::data(block, birth, crc)
-                }
-                None => Entry::HOLE,
-            };
-            let old = map.get(index(lba % FANOUT));
-            if !old.is_hole() {
-                head.referenced.fetch_sub(1, Ordering::Relaxed);
-                if place.owns(number..number + 1, old.birth) && self.space.holds(old.block) {
-                    self.space.unmap(&[old.block]);
-                }
-            }
-            if !entry.is_hole() {
-                head.referenced.fetch_add(1, Ordering::Relaxed);
-                head.written.fetch_add(1, Ordering::Relaxed);
-            }
-            map.set(index(lba % FANOUT), entry);
-        }
-        if !leaf.dirty.swap(true, Ordering::AcqRel) {
-            head.dirty().insert(number);
-            self.dirty_leaves.fetch_add(1, Ordering::Relaxed);
-        }
-        Ok(lost)
     }
 }

@@ -3,13 +3,10 @@
 //! Each change of the catalog is one record of the log or one checkpoint: when the call returns it is durable, and
 //! after a power cut it happened or it did not.
 
-use std::fs::File;
-use std::path::Path;
-use std::sync::atomic::Ordering;
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use std::time::SystemTime;
 
-use kiln_block::{BlockDevice, ByteLen, ByteOffset, Extent, ExtentKind, FileDevice};
+use kiln_block::{BlockDevice, ByteLen, ByteOffset, Extent, ExtentKind};
 
 use crate::PoolError;
 use crate::catalog::{Catalog, Is, State, check_size};
@@ -19,15 +16,17 @@ use crate::format::BLOCK_LEN;
 use crate::head::Head;
 use crate::node::{Entry, FANOUT, ROOT_LEVEL};
 use crate::open::{self, PoolOptions};
+use crate::opened::Opened;
+use crate::reclaim::{SHARE, Share};
+use crate::sync::PoisonError;
+use crate::sync::atomic::Ordering;
 use crate::wal::Change;
 
 /// Many virtual disks on one device. Dropping it without [`checkpoint`](Pool::checkpoint) loses nothing
 /// that was flushed; the next opening does what the log says.
 #[derive(Debug, Clone)]
 pub struct Pool {
-    pub(crate) core: Arc<Core>,
-    /// Holds the lock of a pool that is a file; the kernel drops it however the process ends.
-    _lock: Option<Arc<File>>,
+    pub(crate) core: Arc<Opened>,
 }
 
 /// What a flush of a disk does.
@@ -92,6 +91,8 @@ pub struct SnapshotInfo {
 pub struct PoolSpace {
     /// All of it.
     pub total: ByteLen,
+    /// What that can become, on a device that can grow.
+    pub limit: ByteLen,
     /// What maps reach, and the maps.
     pub used: ByteLen,
     /// What disks can still be given.
@@ -110,16 +111,6 @@ fn now() -> u64 {
     SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
-fn lock(path: &Path) -> Result<Arc<File>, PoolError> {
-    let failed = |source| PoolError::File { path: path.to_owned(), source };
-    let file = File::open(path).map_err(failed)?;
-    match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(Arc::new(file)),
-        Err(rustix::io::Errno::WOULDBLOCK) => Err(PoolError::Busy { path: path.to_owned() }),
-        Err(errno) => Err(failed(errno.into())),
-    }
-}
-
 impl Pool {
     /// Makes an empty pool of a device, whatever it holds.
     pub fn create(device: Arc<dyn BlockDevice>, options: &PoolOptions) -> Result<Pool, PoolError> {
@@ -129,33 +120,18 @@ impl Pool {
 
     /// Opens a pool. Nobody else may have it open.
     pub fn open(device: Arc<dyn BlockDevice>, options: &PoolOptions) -> Result<Pool, PoolError> {
-        Ok(Pool { core: Arc::new(open::open(device, options, false)?), _lock: None })
+        Ok(Pool { core: Opened::new(open::open(device, options, false)?, None) })
     }
 
-    /// Opens a pool whose free map is damaged or wrong, and makes it again from the disks' maps.
+    /// Opens a pool that is damaged with what is left of it, and makes its free map again from the disks' maps.
+    /// Nothing is made up: what cannot be read stays unreadable. [`losses`](Pool::losses) says what there is no more.
     pub fn repair(device: Arc<dyn BlockDevice>, options: &PoolOptions) -> Result<Pool, PoolError> {
-        Ok(Pool { core: Arc::new(open::open(device, options, true)?), _lock: None })
+        Ok(Pool { core: Opened::new(open::open(device, options, true)?, None) })
     }
 
-    /// Makes a pool in a new sparse file of that size.
-    pub fn create_file(
-        path: &Path,
-        size: ByteLen,
-        options: &PoolOptions,
-    ) -> Result<Pool, PoolError> {
-        let device = FileDevice::create(path, size)?;
-        let lock = lock(path)?;
-        open::format(&device, options)?;
-        let core = open::open(Arc::new(device), options, false)?;
-        Ok(Pool { core: Arc::new(core), _lock: Some(lock) })
-    }
-
-    /// Opens a pool in a file or on a block device; refused while another process has it open.
-    pub fn open_file(path: &Path, options: &PoolOptions) -> Result<Pool, PoolError> {
-        let lock = lock(path)?;
-        let device = FileDevice::open(path, false)?;
-        let core = open::open(Arc::new(device), options, false)?;
-        Ok(Pool { core: Arc::new(core), _lock: Some(lock) })
+    /// What [`repair`](Pool::repair) had to leave out, a sentence each.
+    pub fn losses(&self) -> &[String] {
+        &self.core.losses
     }
 
     /// All disks, by name.
@@ -210,7 +186,11 @@ impl Pool {
         let id = catalog.disk(name)?.id;
         let head = catalog.head(id);
         let head = head.ok_or_else(|| PoolError::NoDisk { name: name.to_owned() })?;
-        Ok(Disk { core: self.core.clone(), head })
+        Ok(self.disk(head))
+    }
+
+    fn disk(&self, head: Arc<Head>) -> Disk {
+        Disk { core: self.core.clone(), _user: head.users.clone(), head }
     }
 
     /// Opens a snapshot, which can only be read.
@@ -222,7 +202,7 @@ impl Pool {
             None => Arc::new(Head::new(&state, catalog.floor(&state), true)),
         };
         catalog.views.insert(state.id, Arc::downgrade(&head));
-        Ok(Disk { core: self.core.clone(), head })
+        Ok(self.disk(head))
     }
 
     /// Takes a snapshot of a disk as it is now; the disk may be written to meanwhile.
@@ -264,13 +244,11 @@ impl Pool {
 
     /// Makes a disk what its snapshot was. Later snapshots stay. The disk must not be open.
     pub fn rollback(&self, disk: &str, snapshot: &str) -> Result<(), PoolError> {
-        self.core.checkpoint(|core, catalog| {
+        self.give_up_and(disk, |core, catalog| {
             let to = catalog.snapshot(disk, snapshot)?.clone();
             let of = catalog.disk(disk)?.clone();
             let head = idle_head(catalog, &of)?;
-            core.finish_merge(catalog, of.parent)?;
-            let floor = catalog.get(of.id).map_or(0, |of| catalog.floor(of));
-            core.give_up(catalog, of.root, floor);
+            core.give_up(catalog, of.root, catalog.floor(&of));
             core.leaves.forget(|(owner, _)| *owner == of.id);
             head.size.store(to.size, Ordering::Release);
             head.referenced.store(to.referenced, Ordering::Relaxed);
@@ -279,29 +257,47 @@ impl Pool {
                 place.floor = to.epoch;
                 place.merged = None;
             });
-            catalog.change(of.id, |disk| disk.parent = to.id);
+            catalog.change(of.id, |disk| {
+                disk.parent = to.id;
+                disk.root = to.root;
+                disk.size = to.size;
+                disk.referenced = to.referenced;
+            });
             Ok(())
         })
     }
 
     /// Deletes a disk without snapshots. It must not be open.
     pub fn delete(&self, disk: &str) -> Result<(), PoolError> {
-        self.core.checkpoint(|core, catalog| {
+        self.give_up_and(disk, |core, catalog| {
             let of = catalog.disk(disk)?.clone();
             let snapshots = catalog.snapshots_by_name(of.id).count();
             if snapshots > 0 {
                 return Err(PoolError::HasSnapshots { name: disk.to_owned(), snapshots });
             }
             let head = idle_head(catalog, &of)?;
-            core.finish_merge(catalog, of.parent)?;
-            let floor = catalog.get(of.id).map_or(0, |of| catalog.floor(of));
-            core.give_up(catalog, of.root, floor);
+            core.give_up(catalog, of.root, catalog.floor(&of));
             core.leaves.forget(|(owner, _)| *owner == of.id);
             core.space.give_back(head.take_lease());
             catalog.heads.remove(&of.id);
             catalog.remove(of.id);
             Ok(())
         })
+    }
+
+    /// A change that gives a disk's map up, which is no longer partly its parent's by then.
+    fn give_up_and<T>(
+        &self,
+        disk: &str,
+        change: impl FnOnce(&Core, &mut Catalog) -> Result<T, PoolError>,
+    ) -> Result<T, PoolError> {
+        let core = &self.core;
+        let mut commit = core.commit();
+        core.refuse_if_poisoned()?;
+        core.finish_merge(&mut commit, |catalog| Some(catalog.disk(disk).ok()?.parent))?;
+        let outcome = core.checkpoint_locked(&mut commit, change);
+        core.look_for_work();
+        outcome
     }
 
     /// Deletes a snapshot. Its space is given back in the background, with later checkpoints or by
@@ -313,7 +309,9 @@ impl Pool {
                 return Err(PoolError::InUse { name: format!("{disk}@{name}") });
             }
             Ok(Change::Hide { id })
-        })
+        })?;
+        self.core.look_for_work();
+        Ok(())
     }
 
     /// Gives a disk another name. It may be open.
@@ -338,8 +336,9 @@ impl Pool {
             // Writes that a shrinking overtook may have left something here.
             handle.clear_blocks(was.get() / BLOCK_LEN..size.get() / BLOCK_LEN)?;
         }
-        self.core.checkpoint(|_, _| {
+        self.core.checkpoint(|_, catalog| {
             handle.head.size.store(size.get(), Ordering::Release);
+            catalog.change(handle.head.id, |disk| disk.size = size.get());
             Ok(())
         })?;
         if size < was {
@@ -364,68 +363,83 @@ impl Pool {
     /// What changed from one snapshot of a disk to a later or earlier one, or (`None`) to the disk as it
     /// is: ranges and what the second has there. Exact to the block; costs what changed.
     pub fn diff(&self, disk: &str, from: &str, to: Option<&str>) -> Result<Vec<Extent>, PoolError> {
-        // Nothing is freed while the commit lock is held, so the maps stay what they are.
-        self.core.checkpoint(|core, catalog| {
-            let old = catalog.snapshot(disk, from)?;
+        let core = &self.core;
+        // While it is held nothing becomes free, so the maps stay what they are.
+        let mut commit = core.commit();
+        if to.is_none() {
+            core.refuse_if_poisoned()?;
+            core.store(&mut commit, Share::NONE)?;
+        }
+        let roots = {
+            let catalog = core.catalog();
             let new = match to {
                 Some(name) => catalog.snapshot(disk, name)?,
                 None => catalog.disk(disk)?,
             };
-            let mut found: Vec<Extent> = Vec::new();
-            core.differing((ROOT_LEVEL, 0), (old.root, new.root), &mut |leaf, a, b| {
-                for ((a, b), lba) in a.table().into_iter().zip(b.table()).zip(leaf * FANOUT..) {
-                    if a == b {
-                        continue;
-                    }
-                    let hole = b.is_hole();
-                    let kind = if hole { ExtentKind::Hole } else { ExtentKind::Data };
-                    let at = ByteOffset::new(lba * BLOCK_LEN);
-                    let len = ByteLen::new(BLOCK_LEN);
-                    match found.last_mut() {
-                        Some(last)
-                            if last.kind == kind && last.at.checked_add(last.len) == Some(at) =>
-                        {
-                            last.len = ByteLen::new(last.len.get() + BLOCK_LEN);
-                        }
-                        _ => found.push(Extent { at, len, kind }),
-                    }
+            (catalog.snapshot(disk, from)?.root, new.root)
+        };
+        let mut found: Vec<Extent> = Vec::new();
+        core.differing((ROOT_LEVEL, 0), roots, &mut |leaf, a, b| {
+            for ((a, b), lba) in a.table().into_iter().zip(b.table()).zip(leaf * FANOUT..) {
+                if a == b {
+                    continue;
                 }
-            })?;
-            Ok(found)
-        })
+                let kind = if b.is_hole() { ExtentKind::Hole } else { ExtentKind::Data };
+                let at = ByteOffset::new(lba * BLOCK_LEN);
+                let len = ByteLen::new(BLOCK_LEN);
+                match found.last_mut() {
+                    Some(last)
+                        if last.kind == kind && last.at.checked_add(last.len) == Some(at) =>
+                    {
+                        last.len = ByteLen::new(last.len.get() + BLOCK_LEN);
+                    }
+                    _ => found.push(Extent { at, len, kind }),
+                }
+            }
+        })?;
+        Ok(found)
     }
 
     /// How much would become free if a disk were deleted.
     pub fn unique(&self, disk: &str) -> Result<ByteLen, PoolError> {
-        self.core.checkpoint(|core, catalog| {
-            let of = catalog.disk(disk)?.clone();
-            core.finish_merge(catalog, of.parent)?;
-            let keep = catalog.get(of.id).map_or(0, |of| catalog.floor(of));
-            let mut walk =
-                crate::tree::Reclaim { keep, cursor: 0, budget: usize::MAX, freed: Vec::new() };
-            core.reclaim(&mut walk, (ROOT_LEVEL, 0), of.root, Entry::HOLE)?;
-            Ok(ByteLen::new(walk.freed.len() as u64 * BLOCK_LEN))
-        })
+        let core = &self.core;
+        let mut commit = core.commit();
+        core.refuse_if_poisoned()?;
+        core.finish_merge(&mut commit, |catalog| Some(catalog.disk(disk).ok()?.parent))?;
+        core.store(&mut commit, Share::NONE)?;
+        let (root, keep) = {
+            let catalog = core.catalog();
+            let of = catalog.disk(disk)?;
+            (of.root, catalog.floor(of))
+        };
+        let mut walk =
+            crate::tree::Reclaim { keep, cursor: 0, budget: usize::MAX, freed: Vec::new() };
+        core.reclaim(&mut walk, (ROOT_LEVEL, 0), root, Entry::HOLE)?;
+        Ok(ByteLen::new(walk.freed.len() as u64 * BLOCK_LEN))
     }
 
     /// Where the pool's space is.
     pub fn space(&self) -> PoolSpace {
         let core = &self.core;
         PoolSpace {
-            total: ByteLen::new(core.layout.blocks * BLOCK_LEN),
+            total: ByteLen::new(core.space.end() * BLOCK_LEN),
+            limit: ByteLen::new(core.most().max(core.space.end()) * BLOCK_LEN),
             used: ByteLen::new((core.layout.data_start + core.space.used_count()) * BLOCK_LEN),
             available: ByteLen::new(core.space.available() * BLOCK_LEN),
-            cached: ByteLen::new((core.leaves.bytes() + core.nodes.bytes()) as u64),
+            cached: core.cached(),
             reclaiming: core.catalog().reclaimable(),
-            syncs: core.syncs.load(Ordering::Relaxed),
-            checkpoints: core.checkpoints.load(Ordering::Relaxed),
+            syncs: core.counters.syncs.get(),
+            checkpoints: core.counters.checkpoints.get(),
         }
     }
 
     /// Gives all deleted space back now.
     pub fn gc(&self) -> Result<(), PoolError> {
         loop {
-            self.core.checkpoint(|_, _| Ok(()))?;
+            let mut commit = self.core.commit();
+            self.core.refuse_if_poisoned()?;
+            self.core.store(&mut commit, SHARE)?;
+            drop(commit);
             let mut catalog = self.core.catalog();
             if let Some(error) = catalog.reclaim_stopped.take() {
                 return Err(error);
@@ -436,9 +450,11 @@ impl Pool {
         }
     }
 
-    /// Stores everything in its place and empties the log, so that the next opening is quick.
+    /// Stores everything in its place and empties the log, so that the next opening is quick. Disks go on meanwhile.
     pub fn checkpoint(&self) -> Result<(), PoolError> {
-        self.core.checkpoint(|_, _| Ok(()))
+        let mut commit = self.core.commit();
+        self.core.refuse_if_poisoned()?;
+        self.core.store(&mut commit, SHARE)
     }
 
     /// Makes everything durable that was written to any disk.
@@ -500,8 +516,7 @@ pub(crate) fn new_state(catalog: &mut Catalog, is: Is, name: &str, size: u64) ->
 pub(crate) fn idle_head(catalog: &mut Catalog, of: &State) -> Result<Arc<Head>, PoolError> {
     let name = || of.name.clone();
     let head = catalog.head(of.id).ok_or_else(|| PoolError::NoDisk { name: name() })?;
-    // The catalog's own, this one, and the checkpoint's that is under way.
-    if Arc::strong_count(&head) > 3 {
+    if Arc::strong_count(&head.users) > 1 {
         return Err(PoolError::InUse { name: name() });
     }
     Ok(head)

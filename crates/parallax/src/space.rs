@@ -4,10 +4,15 @@
 //! what was handed out and not mapped yet, and what was unmapped since the last checkpoint: a power
 //! cut may still bring back the map that reaches those, so nothing may be written over them.
 
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+//!
+//! While a checkpoint stores the pool as it was at one instant, *used* stands still at that instant but for the
+//! checkpoint's own nodes; what disks change meanwhile is kept aside and added when it has been copied.
+
+use std::sync::OnceLock;
 
 use crate::format::{Layout, MAP_BITS, index};
+use crate::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use crate::sync::{Mutex, MutexGuard, PoisonError};
 
 const PAGE_WORDS: u64 = MAP_BITS / 64;
 
@@ -31,59 +36,133 @@ struct Hand {
     free: u64,
 }
 
+/// A change of what is in use that waits for a checkpoint to have copied the rest.
+#[derive(Debug, Clone, Copy)]
+struct Later {
+    run: Run,
+    used: bool,
+}
+
+type Page = Box<[AtomicU64]>;
+
 #[derive(Debug)]
 pub(crate) struct Space {
     first: u64,
-    end: u64,
+    /// Moves when the pool grows.
+    end: AtomicU64,
     /// Blocks that only metadata may take, so that a full pool can still commit.
-    reserve: u64,
-    used: Vec<AtomicU64>,
+    reserve: AtomicU64,
+    /// By page of the map; a page exists once something on it was used.
+    used: Vec<OnceLock<Page>>,
     /// Per page of the map, a bit for each slot that does not hold its present state.
     stale: Vec<AtomicU8>,
     hand: Mutex<Hand>,
     /// Unmapped since the last checkpoint began.
     freed: Mutex<Vec<Run>>,
-    freed_blocks: AtomicU64,
+    waiting: AtomicU64,
+    standing: AtomicBool,
+    later: Mutex<Vec<Later>>,
+}
+
+fn reserve_of(data: u64) -> u64 {
+    (data / 16).clamp(128, 32768)
 }
 
 impl Space {
-    /// Space of which `used` (words of the stored map) is taken.
+    /// Space of which `stored` (words of the stored map) is taken.
     pub(crate) fn new(layout: &Layout, stored: &[u64]) -> Space {
         let words = index(layout.blocks.div_ceil(64));
         let mut busy: Vec<u64> =
             stored.iter().copied().chain(std::iter::repeat(0)).take(words).collect();
-        let used: Vec<AtomicU64> = busy.iter().map(|word| AtomicU64::new(*word)).collect();
-        let mut free = 0;
+        let pages = index(layout.limit().div_ceil(MAP_BITS));
+        let used: Vec<OnceLock<Page>> = (0..pages).map(|_| OnceLock::new()).collect();
+        for (page, words) in used.iter().zip(busy.chunks(index(PAGE_WORDS))) {
+            if words.iter().any(|word| *word != 0) {
+                let rest = std::iter::repeat_n(&0, index(PAGE_WORDS) - words.len());
+                page.get_or_init(|| words.iter().chain(rest).map(|w| AtomicU64::new(*w)).collect());
+            }
+        }
+        mark_beyond(&mut busy, layout.blocks);
         for block in 0..layout.data_start {
             busy[index(block / 64)] |= 1 << (block % 64);
         }
-        for block in layout.blocks..words as u64 * 64 {
-            busy[index(block / 64)] |= 1 << (block % 64);
-        }
-        for word in &busy {
-            free += u64::from(word.count_zeros());
-        }
-        let data = layout.blocks - layout.data_start;
+        let free = busy.iter().map(|word| u64::from(word.count_zeros())).sum();
         Space {
             first: layout.data_start,
-            end: layout.blocks,
-            reserve: (data / 16).clamp(128, 32768),
+            end: AtomicU64::new(layout.blocks),
+            reserve: AtomicU64::new(reserve_of(layout.blocks - layout.data_start)),
             used,
-            stale: (0..layout.blocks.div_ceil(MAP_BITS)).map(|_| AtomicU8::new(3)).collect(),
+            stale: (0..pages).map(|_| AtomicU8::new(3)).collect(),
             hand: Mutex::new(Hand { busy, next: layout.data_start, free }),
             freed: Mutex::new(Vec::new()),
-            freed_blocks: AtomicU64::new(0),
+            waiting: AtomicU64::new(0),
+            standing: AtomicBool::new(false),
+            later: Mutex::new(Vec::new()),
         }
+    }
+
+    /// There are blocks up to `end` now.
+    pub(crate) fn grow(&self, end: u64) {
+        let mut hand = self.hand();
+        let was = self.end();
+        if end <= was {
+            return;
+        }
+        for block in was..end.min(was.next_multiple_of(64)) {
+            hand.busy[index(block / 64)] &= !(1 << (block % 64));
+        }
+        hand.busy.resize(index(end.div_ceil(64)), 0);
+        mark_beyond(&mut hand.busy, end);
+        hand.free += end - was;
+        self.reserve.store(reserve_of(end - self.first), Ordering::Relaxed);
+        self.end.store(end, Ordering::Release);
+    }
+
+    /// One behind the last block.
+    pub(crate) fn end(&self) -> u64 {
+        self.end.load(Ordering::Acquire)
     }
 
     fn hand(&self) -> MutexGuard<'_, Hand> {
         self.hand.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn freed(&self) -> MutexGuard<'_, Vec<Run>> {
+        self.freed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn later(&self) -> MutexGuard<'_, Vec<Later>> {
+        self.later.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn page(&self, page: u64) -> &Page {
+        let words = || (0..PAGE_WORDS).map(|_| AtomicU64::new(0)).collect();
+        self.used[index(page)].get_or_init(words)
+    }
+
+    fn word(&self, word: usize) -> &AtomicU64 {
+        &self.page(word as u64 / PAGE_WORDS)[word % index(PAGE_WORDS)]
+    }
+
+    fn note(&self, run: Run, used: bool) {
+        for (word, mask) in words_of(run) {
+            let word = self.word(word);
+            match used {
+                true => word.fetch_or(mask, Ordering::Relaxed),
+                false => word.fetch_and(!mask, Ordering::Relaxed),
+            };
+        }
+        if run.len > 0 {
+            for page in run.start / MAP_BITS..=(run.start + run.len - 1) / MAP_BITS {
+                self.stale[index(page)].store(3, Ordering::Relaxed);
+            }
+        }
+    }
+
     /// Blocks for data, at most `want` in a row.
     pub(crate) fn take(&self, want: u64) -> Option<Run> {
         let mut hand = self.hand();
-        let left = hand.free.checked_sub(self.reserve).filter(|left| *left > 0)?;
+        let left = hand.free.checked_sub(self.reserve()).filter(|left| *left > 0)?;
         self.find(&mut hand, want.min(left))
     }
 
@@ -96,11 +175,11 @@ impl Space {
         if hand.free == 0 {
             return None;
         }
-        let start = next_free(&hand.busy, hand.next, self.end)
+        let start = next_free(&hand.busy, hand.next, self.end())
             .or_else(|| next_free(&hand.busy, self.first, hand.next))?;
         let start = self.aligned(&hand.busy, start, want).unwrap_or(start);
         let mut len = 0;
-        while len < want && start + len < self.end && !bit(&hand.busy, start + len) {
+        while len < want && start + len < self.end() && !bit(&hand.busy, start + len) {
             hand.busy[index((start + len) / 64)] |= 1 << ((start + len) % 64);
             len += 1;
         }
@@ -115,13 +194,13 @@ impl Space {
         let mut block = start;
         for _ in 0..ALIGNED_TRIES {
             let place = block.next_multiple_of(ALIGNED);
-            if want < ALIGNED || place + ALIGNED > self.end {
+            if want < ALIGNED || place + ALIGNED > self.end() {
                 return None;
             }
             if busy[index(place / 64)] >> (place % 64) & ((1 << ALIGNED) - 1) == 0 {
                 return Some(place);
             }
-            block = next_free(busy, place + ALIGNED, self.end)?;
+            block = next_free(busy, place + ALIGNED, self.end())?;
         }
         None
     }
@@ -133,49 +212,77 @@ impl Space {
 
     /// Blocks that may be handed out, without the reserve.
     pub(crate) fn available(&self) -> u64 {
-        self.hand().free.saturating_sub(self.reserve)
-    }
-
-    /// Blocks that may be handed out to metadata.
-    pub(crate) fn available_reserved(&self) -> u64 {
-        self.hand().free
+        self.hand().free.saturating_sub(self.reserve())
     }
 
     pub(crate) fn reserve(&self) -> u64 {
-        self.reserve
+        self.reserve.load(Ordering::Relaxed)
     }
 
     /// Whether a block can hold what a map points at; a hostile map may point anywhere.
     pub(crate) fn holds(&self, block: u64) -> bool {
-        (self.first..self.end).contains(&block)
-    }
-
-    /// A map reaches the block from now on.
-    pub(crate) fn set_used(&self, block: u64) {
-        self.use_run(Run { start: block, len: 1 });
+        (self.first..self.end()).contains(&block)
     }
 
     /// A map reaches these blocks from now on.
     pub(crate) fn use_run(&self, run: Run) {
-        for (word, mask) in words_of(run) {
-            self.used[word].fetch_or(mask, Ordering::Relaxed);
+        if !self.put_off(run, true) {
+            self.note(run, true);
         }
-        self.touch(run);
     }
 
-    /// What the map says of these blocks changes.
-    fn touch(&self, run: Run) {
-        if run.len > 0 {
-            for page in run.start / MAP_BITS..=(run.start + run.len - 1) / MAP_BITS {
-                self.stale[index(page)].store(3, Ordering::Relaxed);
-            }
+    fn put_off(&self, run: Run, used: bool) -> bool {
+        if !self.standing.load(Ordering::Acquire) {
+            return false;
         }
+        let mut later = self.later();
+        let standing = self.standing.load(Ordering::Acquire);
+        if standing {
+            later.push(Later { run, used });
+        }
+        standing
+    }
+
+    /// What is in use stands still from here on. Only called while no map changes.
+    pub(crate) fn stand_still(&self) {
+        self.standing.store(true, Ordering::Release);
+    }
+
+    /// What is in use has been copied, and is again what it is now.
+    pub(crate) fn go_on(&self) {
+        let mut later = self.later();
+        for Later { run, used } in later.drain(..) {
+            self.note(run, used);
+        }
+        self.standing.store(false, Ordering::Release);
+    }
+
+    /// The checkpoint under way has put something there.
+    pub(crate) fn set_stored(&self, block: u64) {
+        self.note(Run { start: block, len: 1 }, true);
+    }
+
+    /// What the checkpoint under way stores does not reach these blocks; returns those there are, which are
+    /// free once it is durable.
+    pub(crate) fn unstore(&self, blocks: &[u64]) -> Vec<Run> {
+        let runs = blocks.chunk_by(|a, b| a + 1 == *b);
+        let runs = runs.map(|run| self.within(Run { start: run[0], len: run.len() as u64 }));
+        let runs: Vec<Run> = runs.filter(|run| run.len > 0).collect();
+        runs.iter().for_each(|run| self.note(*run, false));
+        runs
+    }
+
+    /// The part of a run that there is: what a stored map says may be wrong.
+    fn within(&self, run: Run) -> Run {
+        let end = self.end();
+        let start = run.start.clamp(self.first, end);
+        Run { start, len: run.start.saturating_add(run.len).clamp(start, end) - start }
     }
 
     /// Keeps blocks from being handed out that a log names; false for what is no such run.
     pub(crate) fn hold(&self, run: Run) -> bool {
         let end = run.start.checked_add(run.len);
-        let held = run.start >= self.first && end.is_some_and(|end| end <= self.end);
+        let held = run.start >= self.first && end.is_some_and(|end| end <= self.end());
         if held {
             let mut hand = self.hand();
             for (word, mask) in words_of(run) {
@@ -190,7 +297,7 @@ impl Space {
     pub(crate) fn release_unused(&self, run: Run) {
         let mut hand = self.hand();
         for (word, mask) in words_of(run) {
-            let unused = hand.busy[word] & mask & !self.used[word].load(Ordering::Relaxed);
+            let unused = hand.busy[word] & mask & !self.word(word).load(Ordering::Relaxed);
             hand.free += u64::from(unused.count_ones());
             hand.busy[word] &= !unused;
         }
@@ -198,7 +305,7 @@ impl Space {
 
     /// Also keeps the block from being handed out: for blocks a replayed log names.
     pub(crate) fn claim(&self, block: u64) {
-        self.set_used(block);
+        self.set_stored(block);
         let mut hand = self.hand();
         if !bit(&hand.busy, block) {
             hand.busy[index(block / 64)] |= 1 << (block % 64);
@@ -213,36 +320,42 @@ impl Space {
         }
     }
 
-    /// The same for a run. What a stored map says may be wrong, and outside of the pool.
+    /// The same for a run.
     pub(crate) fn unmap_run(&self, run: Run) {
-        let start = run.start.clamp(self.first, self.end);
-        let end = run.start.saturating_add(run.len).clamp(self.first, self.end);
-        let run = Run { start, len: end - start };
+        let run = self.within(run);
         if run.len == 0 {
             return;
         }
-        for (word, mask) in words_of(run) {
-            self.used[word].fetch_and(!mask, Ordering::Relaxed);
+        if !self.put_off(run, false) {
+            self.note(run, false);
         }
-        self.touch(run);
-        let mut freed = self.freed.lock().unwrap_or_else(PoisonError::into_inner);
+        self.add_freed(run);
+    }
+
+    fn add_freed(&self, run: Run) {
+        let mut freed = self.freed();
         match freed.last_mut() {
             Some(last) if last.start + last.len == run.start => last.len += run.len,
             _ => freed.push(run),
         }
-        self.freed_blocks.fetch_add(run.len, Ordering::Relaxed);
+        self.waiting.fetch_add(run.len, Ordering::Relaxed);
     }
 
-    /// Whether so many blocks wait to become free that a checkpoint is worth it: 256 MiB.
-    pub(crate) fn wants_checkpoint(&self) -> bool {
-        self.freed_blocks.load(Ordering::Relaxed) > 65536
+    /// Blocks that wait for a checkpoint to become free.
+    pub(crate) fn waiting(&self) -> u64 {
+        self.waiting.load(Ordering::Relaxed)
     }
 
     /// What the checkpoint that begins now will make free.
     pub(crate) fn take_freed(&self) -> Vec<Run> {
-        let mut freed = self.freed.lock().unwrap_or_else(PoisonError::into_inner);
-        self.freed_blocks.store(0, Ordering::Relaxed);
+        let mut freed = self.freed();
+        self.waiting.store(0, Ordering::Relaxed);
         std::mem::take(&mut *freed)
+    }
+
+    /// The checkpoint that took them came to nothing.
+    pub(crate) fn put_freed_back(&self, runs: Vec<Run>) {
+        runs.into_iter().for_each(|run| self.add_freed(run));
     }
 
     /// The checkpoint is durable: its freed blocks may be handed out.
@@ -257,42 +370,60 @@ impl Space {
         hand.next = lowest.unwrap_or(hand.next).min(hand.next);
     }
 
-    pub(crate) fn is_used(&self, block: u64) -> bool {
-        self.used[index(block / 64)].load(Ordering::Relaxed) >> (block % 64) & 1 == 1
-    }
-
     /// Blocks in use.
     pub(crate) fn used_count(&self) -> u64 {
-        self.used.iter().map(|word| u64::from(word.load(Ordering::Relaxed).count_ones())).sum()
+        let pages = self.used.iter().filter_map(OnceLock::get);
+        pages
+            .flat_map(|p| p.iter())
+            .map(|w| u64::from(w.load(Ordering::Relaxed).count_ones()))
+            .sum()
+    }
+
+    /// One bit per block: whether it is in use.
+    pub(crate) fn bits(&self) -> Vec<u64> {
+        let mut bits = Vec::new();
+        for page in &self.used {
+            match page.get() {
+                Some(words) => bits.extend(words.iter().map(|word| word.load(Ordering::Relaxed))),
+                None => bits.resize(bits.len() + index(PAGE_WORDS), 0),
+            }
+        }
+        bits.truncate(index(self.end().div_ceil(64)));
+        bits
     }
 
     /// Replaces what is in use by what a walk of all maps found.
     pub(crate) fn replace_used(&self, reached: &[u64]) {
         let mut hand = self.hand();
-        for (place, word) in reached.iter().enumerate() {
-            let was = self.used[place].swap(*word, Ordering::Relaxed);
-            let now_free = was & !word;
-            hand.busy[place] = hand.busy[place] & !now_free | word;
+        let was = self.bits();
+        for (place, (word, was)) in reached.iter().zip(was).enumerate() {
+            let page = self.page(place as u64 / PAGE_WORDS);
+            page[place % index(PAGE_WORDS)].store(*word, Ordering::Relaxed);
+            hand.busy[place] = hand.busy[place] & !(was & !word) | word;
         }
         hand.free = hand.busy.iter().map(|word| u64::from(word.count_zeros())).sum();
-        for page in &self.stale {
-            page.store(3, Ordering::Relaxed);
-        }
+        drop(hand);
+        self.all_stale();
     }
 
-    /// The pages that a slot of the map does not hold in their present state, which from now on
-    /// it does. Only called while nothing changes.
-    pub(crate) fn pages_for(&self, slot: u8) -> Vec<(u64, Vec<u64>)> {
+    /// The pages that a slot of the map does not hold in their present state, which from now on it does, and how many
+    /// pages the map has that way, if it had `map_used`. Only called while nothing changes, or what changes is put off.
+    pub(crate) fn pages_for(&self, slot: u8, map_used: u64) -> (Vec<(u64, Vec<u64>)>, u64) {
+        let words = |page: usize| {
+            let words = self.used[page].get().map(|words| words.iter());
+            words.into_iter().flatten().map(|word| word.load(Ordering::Relaxed))
+        };
+        let count = index(self.end().div_ceil(MAP_BITS));
+        let last = (0..count).rev().find(|page| words(*page).any(|word| word != 0));
+        let map_used = map_used.max(last.map_or(0, |last| last as u64 + 1));
         let mut pages = Vec::new();
-        for (page, stale) in (0..).zip(&self.stale) {
-            if stale.fetch_and(!(1 << slot), Ordering::Relaxed) >> slot & 1 == 1 {
-                let from = index(page * PAGE_WORDS);
-                let to = (from + index(PAGE_WORDS)).min(self.used.len());
-                let words = &self.used[from..to];
-                pages.push((page, words.iter().map(|w| w.load(Ordering::Relaxed)).collect()));
+        for page in 0..index(map_used).min(count) {
+            let stale = self.stale[page].fetch_and(!(1 << slot), Ordering::Relaxed);
+            if stale >> slot & 1 == 1 {
+                pages.push((page as u64, words(page).collect()));
             }
         }
-        pages
+        (pages, map_used)
     }
 
     /// The pages could not be stored after all.
@@ -312,6 +443,15 @@ fn words_of(run: Run) -> impl Iterator<Item = (usize, u64)> {
         let len = end.min(word * 64 + 64) - run.start.max(word * 64);
         (index(word), u64::MAX >> (64 - len) << from)
     })
+}
+
+/// Nothing behind `end` can be taken.
+fn mark_beyond(busy: &mut [u64], end: u64) {
+    if !end.is_multiple_of(64)
+        && let Some(last) = busy.last_mut()
+    {
+        *last |= !0 << (end % 64);
+    }
 }
 
 fn bit(words: &[u64], block: u64) -> bool {
@@ -348,7 +488,7 @@ mod tests {
         while let Some(run) = space.take(100) {
             taken.extend(run.start..run.start + run.len);
         }
-        taken.iter().for_each(|block| space.set_used(*block));
+        taken.iter().for_each(|block| space.set_stored(*block));
         assert_eq!(space.available(), 0);
         space.unmap(&taken[10..20]);
         assert_eq!(space.take(1), None, "a power cut may bring the old map back");
@@ -361,19 +501,62 @@ mod tests {
     fn metadata_finds_room_when_data_does_not() {
         let space = space();
         while space.take(64).is_some() {}
-        assert_eq!(space.available_reserved(), space.reserve());
-        assert!(space.take_reserved(1).is_some());
+        assert_eq!(space.available(), 0);
+        assert_eq!(space.take_reserved(1).map(|run| run.len), Some(1));
+    }
+
+    #[test]
+    fn what_is_added_can_be_taken() {
+        let (size, limit) = (ByteLen::mib(4), ByteLen::gib(1));
+        let layout = Layout::new(ByteLen::new(size.get() + 5 * 4096), limit, ByteLen::kib(64));
+        let space = Space::new(&layout, &[]);
+        while space.take_reserved(64).is_some() {}
+        let reserve = space.reserve();
+        space.grow(layout.blocks + 16_391);
+        assert!(space.reserve() > reserve);
+        assert_eq!(space.available(), 16_391 - space.reserve());
+        let mut taken = 0;
+        while let Some(run) = space.take_reserved(1000) {
+            assert!(run.start >= layout.blocks && space.holds(run.start + run.len - 1));
+            taken += run.len;
+        }
+        assert_eq!(taken, 16_391);
+        assert_eq!(space.bits().len() as u64, (layout.blocks + 16_391).div_ceil(64));
+    }
+
+    #[test]
+    fn what_changes_while_a_checkpoint_copies_is_not_part_of_it() {
+        let space = space();
+        space.set_stored(100);
+        space.stand_still();
+        space.use_run(Run { start: 101, len: 1 });
+        space.unmap(&[100]);
+        space.set_stored(102);
+        let (_, words) = space.pages_for(0, 0).0.remove(0);
+        assert_eq!((words[1] >> 36) & 7, 0b101);
+        space.go_on();
+        assert_eq!(space.bits()[1] >> 36 & 7, 0b110);
+        assert_eq!(space.pages_for(0, 1).0.len(), 1, "and is part of the next");
     }
 
     #[test]
     fn each_slot_of_the_map_gets_every_change_once() {
         let space = space();
-        assert_eq!(space.pages_for(0).len(), 1);
-        assert_eq!(space.pages_for(0).len(), 0);
-        assert_eq!(space.pages_for(1).len(), 1);
-        space.set_used(100);
-        assert_eq!(space.pages_for(0).len(), 1);
-        assert_eq!(space.pages_for(1).len(), 1);
-        assert_eq!(space.pages_for(1).len(), 0);
+        let count = |slot| space.pages_for(slot, 1).0.len();
+        assert_eq!([count(0), count(0), count(1)], [1, 0, 1]);
+        space.set_stored(100);
+        assert_eq!([count(0), count(1), count(1)], [1, 1, 0]);
+    }
+
+    #[test]
+    fn a_page_of_the_map_is_stored_when_a_later_one_is() {
+        let size = ByteLen::mib(512);
+        let space = Space::new(&Layout::new(size, size, ByteLen::kib(64)), &[]);
+        space.set_stored(100);
+        assert_eq!(space.pages_for(0, 0).0.len(), 1);
+        assert_eq!(space.pages_for(1, 1), (vec![(0, space.bits()[..508].to_vec())], 1));
+        space.set_stored(MAP_BITS * 3);
+        let (pages, used) = space.pages_for(0, 1);
+        assert_eq!((pages.len(), used), (3, 4), "the two between, too");
     }
 }

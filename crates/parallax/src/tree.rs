@@ -2,7 +2,6 @@
 
 use std::borrow::Cow;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use kiln_block::ByteOffset;
 
@@ -13,14 +12,15 @@ use crate::format::{BLOCK, BLOCK_LEN, same};
 use crate::head::{Head, Place};
 use crate::leaf::{self, GROUP, LeafMap};
 use crate::node::{Entry, FANOUT, Kind, Node, ROOT_LEVEL, leaves_below, place_of};
+use crate::sync::atomic::Ordering;
 
 /// A node that a checkpoint is to write: fresh blocks, and what they replace.
 #[derive(Debug, Default)]
 pub(crate) struct Fresh {
-    /// Blocks that nothing reaches any more.
-    pub(crate) replaced: Vec<u64>,
     /// What was made so far.
     pub(crate) placed: Vec<u64>,
+    /// Blocks that nothing reaches any more.
+    pub(crate) replaced: Vec<u64>,
 }
 
 impl Core {
@@ -134,6 +134,14 @@ impl Core {
 
     /// The first leaf from `leaf` on where an open disk may have anything.
     pub(crate) fn next_leaf(&self, head: &Head, leaf: u64) -> Result<Option<u64>, PoolError> {
+        // In the order in which a leaf goes from one to the next.
+        let dirty = {
+            let dirty = head.dirty();
+            let first = |leaves: &std::collections::BTreeSet<u64>| {
+                leaves.range(leaf..).next().copied().into_iter()
+            };
+            first(&dirty.leaves).chain(first(&dirty.storing)).min()
+        };
         let stored = loop {
             let root = head.place().root;
             match self.next_stored(root, ROOT_LEVEL, 0, leaf) {
@@ -141,7 +149,6 @@ impl Core {
                 found => break found?,
             }
         };
-        let dirty = head.dirty().range(leaf..).next().copied();
         Ok(match (stored, dirty) {
             (Some(a), Some(b)) => Some(a.min(b)),
             (a, b) => a.or(b),
@@ -240,10 +247,10 @@ impl Core {
 
     fn place_node(&self, fresh: &mut Fresh, node: Node) -> Result<Entry, PoolError> {
         let block = self.metadata_block()?;
-        fresh.placed.push(block);
         let crc = self.sums.node(block, node.bytes());
         self.unwritten_mut().insert(block, Arc::new(node));
-        self.space.set_used(block);
+        self.space.set_stored(block);
+        fresh.placed.push(block);
         Ok(Entry::node(block, self.epoch.load(Ordering::Acquire), crc))
     }
 

@@ -15,10 +15,9 @@
 //! The last batches before a power cut, and those that were not synced, may be there while the data they name is not. A replay
 //! therefore checks the data of every batch not known to be durable, and leaves out what does not match.
 
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
-
 use crate::format::{Sums, get, get_u32, index, put, same};
+use crate::sync::atomic::{AtomicU64, Ordering};
+use crate::sync::{Mutex, MutexGuard, PoisonError};
 
 const MAGIC: [u8; 4] = *b"KPXw";
 /// Bytes before the records of a batch.
@@ -172,9 +171,25 @@ impl Gathering {
 
     /// Everything gathered, and how many records there were up to it.
     pub(crate) fn take(&self) -> (Vec<u8>, u64) {
+        self.take_if(|_| true).unwrap_or_default()
+    }
+
+    /// The same, unless the answer about how many bytes they are is no.
+    pub(crate) fn take_if(&self, may: impl FnOnce(u64) -> bool) -> Option<(Vec<u8>, u64)> {
         let mut gathered = self.gathered();
+        if !may(gathered.bytes.len() as u64) {
+            return None;
+        }
         self.len.store(0, Ordering::Relaxed);
-        (std::mem::take(&mut gathered.bytes), gathered.records)
+        Some((std::mem::take(&mut gathered.bytes), gathered.records))
+    }
+
+    /// What was taken last is gathered again. Only called while nothing else takes.
+    pub(crate) fn put_back(&self, mut records: Vec<u8>) {
+        let mut gathered = self.gathered();
+        records.append(&mut gathered.bytes);
+        gathered.bytes = records;
+        self.len.store(gathered.bytes.len() as u64, Ordering::Relaxed);
     }
 }
 

@@ -11,8 +11,10 @@ use crate::{BlockDevice, ByteLen, ByteOffset, DeviceError, Extent};
 pub enum Act {
     /// Reads.
     Read,
-    /// Writes, discards, writes of zeros and growing.
+    /// Writes, discards and writes of zeros.
     Write,
+    /// Growing.
+    Grow,
     /// Flushes.
     Flush,
 }
@@ -34,6 +36,7 @@ pub struct FaultDisk<D> {
     inner: D,
     reads: AtomicU64,
     writes: AtomicU64,
+    growths: AtomicU64,
     flushes: AtomicU64,
     fault: Mutex<Option<Fault>>,
 }
@@ -45,6 +48,7 @@ impl<D: BlockDevice> FaultDisk<D> {
             inner,
             reads: AtomicU64::new(0),
             writes: AtomicU64::new(0),
+            growths: AtomicU64::new(0),
             flushes: AtomicU64::new(0),
             fault: Mutex::new(None),
         }
@@ -77,6 +81,7 @@ impl<D: BlockDevice> FaultDisk<D> {
         match act {
             Act::Read => &self.reads,
             Act::Write => &self.writes,
+            Act::Grow => &self.growths,
             Act::Flush => &self.flushes,
         }
     }
@@ -96,6 +101,7 @@ impl<D: BlockDevice> FaultDisk<D> {
                 let act = match act {
                     Act::Read => "read",
                     Act::Write => "write",
+                    Act::Grow => "grow",
                     Act::Flush => "flush",
                 };
                 Err(DeviceError::Io { act, at, source })
@@ -153,7 +159,7 @@ impl<D: BlockDevice> BlockDevice for FaultDisk<D> {
     }
 
     fn grow(&self, size: ByteLen) -> Result<(), DeviceError> {
-        self.strike(Act::Write, ByteOffset::new(self.size().get()))?;
+        self.strike(Act::Grow, ByteOffset::new(self.size().get()))?;
         self.inner.grow(size)
     }
 

@@ -1,8 +1,5 @@
 //! The last step of receiving: what arrived becomes a disk, or what a disk is now, with its snapshot, in one checkpoint.
 
-use std::sync::PoisonError;
-use std::sync::atomic::Ordering;
-
 use crate::Pool;
 use crate::PoolError;
 use crate::catalog::{Catalog, Is, State};
@@ -10,6 +7,8 @@ use crate::core::Core;
 use crate::pool::{idle_head, new_state};
 use crate::stream::StreamError;
 use crate::stream::record::Header;
+use crate::sync::PoisonError;
+use crate::sync::atomic::Ordering;
 
 impl Pool {
     /// Gives a disk that was received whole its name and its snapshot; if it started as the snapshot of a disk, that disk
@@ -66,13 +65,14 @@ fn become_what_arrived(
     catalog.remove(new.id);
     head.size.store(new.size, Ordering::Release);
     head.referenced.store(new.referenced, Ordering::Relaxed);
-    head.written.fetch_add(new.written, Ordering::Relaxed);
+    let written = head.written.fetch_add(new.written, Ordering::Relaxed) + new.written;
     let root = new.root;
     head.move_to(|place| place.root = root);
     catalog.change(old.id, |state| {
         state.root = root;
         state.size = new.size;
         state.referenced = new.referenced;
+        state.written = written;
     });
     take_snapshot(core, catalog, &new, old.id, header);
     Ok(())

@@ -1,10 +1,13 @@
 //! What a pool promises, shown over disks that crash, fail and lie.
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail the test")]
 
+mod background;
 mod crash;
 mod damage;
 mod faults;
+mod fence;
 mod golden;
+mod growth;
 mod promises;
 mod regressions;
 mod world;

@@ -39,10 +39,17 @@ pub(crate) enum Op {
     Resize(&'static str, u64),
     Gc,
     Checkpoint,
+    /// The pool, to that many KiB.
+    Grow(u64),
 }
 
 pub(crate) fn small() -> PoolOptions {
-    PoolOptions { log: ByteLen::kib(32), cache: ByteLen::mib(1), ..PoolOptions::default() }
+    PoolOptions {
+        log: ByteLen::kib(32),
+        cache: ByteLen::mib(1),
+        background: false,
+        ..PoolOptions::default()
+    }
 }
 
 impl Op {
@@ -78,6 +85,7 @@ impl Op {
             Op::Resize(disk, sectors) => pool.resize(disk, len(sectors)),
             Op::Gc => pool.gc(),
             Op::Checkpoint => pool.checkpoint(),
+            Op::Grow(kib) => pool.grow_to(ByteLen::kib(kib)),
         }
     }
 
@@ -95,7 +103,7 @@ impl Op {
             }
             Op::Write(disk, at, count, number) => fill(model, disk, at, count, number),
             Op::Zero(disk, at, count) => fill(model, disk, at, count, 0),
-            Op::Flush | Op::Settle | Op::Gc | Op::Checkpoint => true,
+            Op::Flush | Op::Settle | Op::Gc | Op::Checkpoint | Op::Grow(_) => true,
             Op::Snapshot(disk, name) => {
                 let Some(disk) = model.get_mut(disk) else { return false };
                 if disk.snapshots.contains_key(name) {
@@ -188,7 +196,7 @@ pub(crate) fn any_op(dice: &mut Dice, number: u8) -> Op {
     let (disk, other, snapshot) = (one(DISKS), one(DISKS), one(SNAPSHOTS));
     // Two leaves, with holes between what is written.
     let at = dice.below(5) * 509 % 2100;
-    match dice.below(28) {
+    match dice.below(29) {
         0..=9 => Op::Write(disk, at, 1 + dice.below(30), number),
         10 => Op::Zero(disk, at, 1 + dice.below(40)),
         11 | 12 => Op::Flush,
@@ -201,6 +209,7 @@ pub(crate) fn any_op(dice: &mut Dice, number: u8) -> Op {
         23 => Op::Resize(disk, [1024, 2304, 3072][usize::try_from(dice.below(3)).unwrap()]),
         24 => Op::Gc,
         25 | 26 => Op::Settle,
+        27 => Op::Grow(4096 + dice.below(1024)),
         _ => Op::Checkpoint,
     }
 }
