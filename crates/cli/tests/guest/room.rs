@@ -32,6 +32,13 @@ pub(crate) struct Room {
     _slot: Slot,
 }
 
+/// The owner of the pool would leave by itself, a little later.
+impl Drop for Room {
+    fn drop(&mut self) {
+        let _ = kiln_store::Store::retire(&self.path().join("data/kiln/disks.pool"));
+    }
+}
+
 /// How an invocation ended.
 #[derive(Debug)]
 pub(crate) struct Ended {
