@@ -43,6 +43,8 @@ pub enum Answer {
     Done(Reply),
     /// It was not.
     Refused(Refusal),
+    /// At the end: the owner was told to leave, and hangs up.
+    Leaving,
 }
 
 /// A connection that was greeted: the owner stays while it lasts.
@@ -159,7 +161,7 @@ impl Connection {
                 Ok((Answer::Progress(progress), _)) => on_progress(progress),
                 Ok((Answer::Done(reply), _)) => return Ok(reply),
                 Ok((Answer::Refused(refusal), _)) => return Err(refusal.into()),
-                Ok((Answer::Hello(_), _)) => {}
+                Ok((Answer::Hello(_) | Answer::Leaving, _)) => {}
                 Err(_) if told => return Err(StoreError::Stopped),
                 Err(error) => return Err(gone(error)),
             }
@@ -172,15 +174,31 @@ impl Connection {
     }
 }
 
+/// How an owner went.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Parting {
+    /// It was told to leave, and said so.
+    Said,
+    /// It was killed.
+    Silent,
+}
+
 /// Waits until an owner is gone; for a thread.
 #[derive(Debug)]
 pub struct Watch(OwnedFd);
 
 impl Watch {
-    /// Returns when the owner has hung up, whether it left or was killed.
-    pub fn wait(&self) {
+    /// Returns when the owner has hung up, and how. Nothing may be asked on the connection any more.
+    pub fn wait(&self) -> Parting {
         let mut watched = [PollFd::new(&self.0, PollFlags::RDHUP)];
         while poll(&mut watched, None) == Err(rustix::io::Errno::INTR) {}
+        let mut parting = Parting::Silent;
+        while let Ok((answer, _)) = frame::receive::<Answer>(&self.0, frame::LONGEST_ANSWER) {
+            if answer == Answer::Leaving {
+                parting = Parting::Said;
+            }
+        }
+        parting
     }
 
     /// The same, unless the other descriptor can be read before: whether the owner has hung up.

@@ -119,6 +119,11 @@ impl Door {
         }
     }
 
+    /// Whether nobody enters any more.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.lock().0.is_closed()
+    }
+
     /// Waits until it is closed, or that moment has come; true if it is closed.
     pub(crate) fn wait_until(&self, moment: Instant) -> bool {
         let mut state = self.lock();

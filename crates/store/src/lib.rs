@@ -36,7 +36,7 @@ mod place;
 mod request;
 mod store;
 
-pub use connection::Watch;
+pub use connection::{Parting, Watch};
 pub use door::DoorState;
 pub use error::{Cause, Refusal, StoreError, Why};
 pub use glance::glance;

@@ -321,6 +321,10 @@ impl Client {
                 break;
             }
         }
+        if self.door.is_closed() {
+            // Who is not there any more does not want to know.
+            let _ = answer(&self.socket, &Answer::Leaving);
+        }
         // Wakes the reader, if it was the answer that failed.
         let _ = shutdown(&*self.socket, Shutdown::Read);
     }

@@ -160,6 +160,14 @@ impl Store {
         }
     }
 
+    /// What [`repair`](Store::repair) had to leave out, a sentence each.
+    pub fn losses(&self) -> &[String] {
+        match &self.way {
+            Way::Inside(house) => house.pool.losses(),
+            Way::Owner(_) => &[],
+        }
+    }
+
     /// Makes the pool's owner leave, unless somebody needs it, and waits until it has left; false if there was none.
     pub fn retire(path: &Path) -> Result<bool, StoreError> {
         let path = real(path)?;
@@ -168,7 +176,7 @@ impl Store {
         connection.ask(&Request::Leave, &[], &mut |_| {}, &Stop::new())?;
         drop(connection);
         if let Ok(gone) = gone {
-            gone.wait();
+            let _ = gone.wait();
         }
         // The lock goes after the connection, with the last thing an owner does.
         let deadline = Instant::now() + Duration::from_secs(30);

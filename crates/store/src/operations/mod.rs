@@ -121,11 +121,15 @@ fn space(pool: &Pool) -> Space {
 
 /// What the pool itself counted.
 pub(crate) fn figures(pool: &Pool) -> PoolFigures {
-    let now = pool.space();
+    let now = pool.stats();
     PoolFigures {
         space: space(pool),
         cached: now.cached.get(),
-        reclaiming: now.reclaiming as u64,
+        cache_hits: now.leaf_hits + now.node_hits,
+        cache_misses: now.leaf_misses + now.node_misses,
+        flushes: now.flushes,
+        batches: now.batches,
+        reclaiming: now.reclaiming,
         syncs: now.syncs,
         checkpoints: now.checkpoints,
         ..PoolFigures::default()

@@ -40,6 +40,9 @@ pub(crate) fn disk(session: &Session, args: &DiskArgs) -> Result<Exit, Failure> 
         DiskCommand::Verify(args) => transfer::verify(session, &path, args),
         DiskCommand::Repair => {
             let store = Store::repair(&path).map_err(pool::refused)?;
+            for loss in store.losses() {
+                terminal::say(&format!("lost: {}", hostile::line(loss)));
+            }
             transfer::sound(session, &store, true)
         }
         DiskCommand::Serve(args) => serve::serve(session, &path, args),

@@ -2,9 +2,10 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
+use std::time::{Duration, Instant};
 
 use kiln_export::nbd::Address;
-use kiln_store::{Credentials, Frontend, Lease, Serve, Served};
+use kiln_store::{Credentials, Frontend, Lease, Parting, Serve, Served};
 use serde_json::json;
 
 use super::{metrics, pool};
@@ -12,70 +13,115 @@ use crate::arguments::DiskServeArgs;
 use crate::exit::Exit;
 use crate::failure::{Explain as _, Failure};
 use crate::session::Session;
-use crate::signals::{self, Heard};
+use crate::signals;
 use crate::terminal;
 
-/// Why serving ends.
-enum End {
-    /// Somebody wants it.
-    Told,
-    /// The owner was killed, or told to leave.
-    OwnerGone,
+/// An owner that is killed this soon was probably killed by what is served.
+const SOON: Duration = Duration::from_secs(2);
+/// How often in a row that may happen.
+const TOO_OFTEN: u32 = 5;
+
+/// What happens while disks are served.
+enum Heard {
+    /// Somebody wants it to end.
+    Enough,
+    /// The owner is gone.
+    Gone(Parting),
 }
 
 /// `kiln disk serve`
 pub(super) fn serve(session: &Session, pool: &Path, args: &DiskServeArgs) -> Result<Exit, Failure> {
-    let store = pool::owner(session, pool)?;
     // Before anybody can know that there is something to end.
     let (tell, told) = mpsc::channel();
     let signalled = tell.clone();
     signals::listen(move |signal| {
-        if signal != Heard::Resized {
+        if signal != signals::Heard::Resized {
             // Fails when we are ending already.
-            let _ = signalled.send(End::Told);
+            let _ = signalled.send(Heard::Enough);
         }
     })
     .tried(|| "cannot listen for signals".to_owned())
     .exits(Exit::InfrastructureBroke)?;
-    let serve = Serve {
+    let mut serve = Serve {
         names: args.names.clone(),
         frontends: frontends(&session.folder, args),
         read_only: args.read_only,
         shared: args.shared,
     };
-    let lease = store.serve(&serve).map_err(|error| pool::explained(&store, error))?;
-    watch(&lease, tell)?;
-    let metrics = args.metrics.as_ref().map(|address| metrics::listen(session, pool, address));
-    let _metrics = metrics.transpose()?;
-    say(session, &serve, lease.served())?;
-    match told.recv() {
-        Ok(End::OwnerGone) => {
-            let text = "the pool's owner is gone, and with it what it served";
-            Err(Failure::new(Exit::InfrastructureBroke, text)
-                .hint("what clients flushed is stored; start serving again"))
+    let mut said: Vec<Served> = Vec::new();
+    let mut metrics = None;
+    let mut often = 0;
+    loop {
+        let begun = Instant::now();
+        let lease = begin(session, pool, &serve, &tell)?;
+        if let (None, Some(address)) = (&metrics, &args.metrics) {
+            metrics = Some(metrics::listen(session, pool, address)?);
         }
-        // The other end goes with the process alone.
-        Ok(End::Told) | Err(_) => {
-            let cut_off = lease.end().map_err(pool::refused)?;
-            if cut_off > 0 {
-                terminal::say(&format!("warning: {cut_off} clients were hung up on"));
+        if lease.served() != said {
+            said = lease.served().to_vec();
+            say(session, &serve, &said)?;
+            stay(&mut serve, &said);
+        }
+        match told.recv() {
+            // The other end goes with the process alone.
+            Ok(Heard::Enough) | Err(_) => return end(lease),
+            Ok(Heard::Gone(Parting::Said)) => {
+                let text = "the pool's owner was told to leave";
+                return Err(Failure::new(Exit::InfrastructureBroke, text)
+                    .hint("everything is stored; start serving again"));
             }
-            Ok(Exit::Success)
+            Ok(Heard::Gone(Parting::Silent)) => {
+                often = if begun.elapsed() < SOON { often + 1 } else { 0 };
+                if often > TOO_OFTEN {
+                    let text = "the pool's owner is killed again and again";
+                    return Err(Failure::new(Exit::InfrastructureBroke, text)
+                        .hint("everything flushed is stored; kiln disk verify looks at it"));
+                }
+                terminal::say("the pool's owner was killed; another one goes on serving");
+            }
         }
     }
 }
 
-/// Hears of the owner's end.
-fn watch(lease: &Lease, tell: mpsc::Sender<End>) -> Result<(), Failure> {
+/// Has disks served, and hears of the owner's end.
+fn begin(
+    session: &Session,
+    pool: &Path,
+    serve: &Serve,
+    tell: &mpsc::Sender<Heard>,
+) -> Result<Lease, Failure> {
+    let store = pool::owner(session, pool)?;
+    let lease = store.serve(serve).map_err(|error| pool::explained(&store, error))?;
     let failed = || "cannot watch the pool's owner".to_owned();
-    let watch = lease.watch().tried(failed).exits(Exit::InfrastructureBroke)?;
-    let Some(watch) = watch else { return Ok(()) };
-    let started = std::thread::Builder::new().name("owner-watch".to_owned()).spawn(move || {
-        watch.wait();
-        // Fails when we are ending already.
-        let _ = tell.send(End::OwnerGone);
-    });
-    started.map(drop).tried(failed).exits(Exit::InfrastructureBroke)
+    if let Some(watch) = lease.watch().tried(failed).exits(Exit::InfrastructureBroke)? {
+        let tell = tell.clone();
+        let watching = std::thread::Builder::new().name("owner-watch".to_owned());
+        let started = watching.spawn(move || {
+            // Fails when we are ending already.
+            let _ = tell.send(Heard::Gone(watch.wait()));
+        });
+        started.tried(failed).exits(Exit::InfrastructureBroke)?;
+    }
+    Ok(lease)
+}
+
+/// Ends serving as clients would have it.
+fn end(lease: Lease) -> Result<Exit, Failure> {
+    let cut_off = lease.end().map_err(pool::refused)?;
+    if cut_off > 0 {
+        terminal::say(&format!("warning: {cut_off} clients were hung up on"));
+    }
+    Ok(Exit::Success)
+}
+
+/// The next owner serves on the very same ports, so that clients find it.
+fn stay(serve: &mut Serve, served: &[Served]) {
+    for (number, frontend) in (0_u64..).zip(&mut serve.frontends) {
+        let found = served.iter().find(|one| one.frontend == number);
+        if let (Frontend::Nbd { address, .. }, Some(found)) = (frontend, found) {
+            address.clone_from(&found.address);
+        }
+    }
 }
 
 /// The ways that were asked for; paths start at this process's folder, for the owner has another.
