@@ -21,7 +21,7 @@ libfuzzer_sys::fuzz_target!(|changes: &[u8]| {
         let number = u64::from_le_bytes(block[..8].try_into().expect("eight bytes"));
         device.write_at(ByteOffset::new(number * 4096), &block[8..]).expect("within the pool");
     }
-    let options = PoolOptions { cache: ByteLen::mib(1), ..PoolOptions::default() };
+    let options = PoolOptions { cache: ByteLen::mib(1), background: false, ..PoolOptions::default() };
     let device = Arc::new(device);
     let pool = match Pool::open(device.clone(), &options) {
         Ok(pool) => pool,

@@ -58,7 +58,7 @@ pub use check::Report;
 pub use disk::Disk;
 pub use error::PoolError;
 pub use open::PoolOptions;
-pub use pool::{DiskInfo, DiskOptions, Durability, Pool, PoolSpace, SnapshotInfo};
+pub use pool::{DiskInfo, DiskOptions, Durability, Pool, PoolSpace, Relative, SnapshotInfo};
 pub use stats::PoolStats;
 
 /// The largest disk.

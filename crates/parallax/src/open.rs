@@ -131,14 +131,14 @@ pub(crate) fn open(
     }
     layout.blocks = (has.get() / BLOCK_LEN).min(layout.limit());
     let sums = Sums::of_pool(&superblock.uuid);
-    let stored = match rebuild {
-        true => Vec::new(),
-        false => read_map(&*device, &superblock, sums)?,
-    };
-    let space = Space::new(&layout, &stored);
+    let (stored, damaged) = read_map(&*device, &superblock, sums)?;
+    if let (Some(page), false) = (damaged.first(), rebuild) {
+        return Err(PoolError::FreeMap { page: *page });
+    }
+    let space = Space::new(&layout, if rebuild { &[] } else { &stored });
     let cache = index(options.cache.get()).max(64 * BLOCK);
     let bell = options.background.then(Arc::default);
-    let core = Core {
+    let mut core = Core {
         device,
         layout,
         most: if superblock.most == 0 { layout.limit() } else { superblock.most },
@@ -181,40 +181,65 @@ pub(crate) fn open(
     *core.catalog() = core.read_catalog(&superblock)?;
     if rebuild {
         // Before anything is allocated: so far nothing is known to be taken.
-        let (reached, _) = core.reached_blocks();
-        core.space.replace_used(&reached);
+        core.losses = core.rebuild_map(stored);
     }
-    let (batches, named) = core.replay(&superblock, rebuild)?;
+    let replayed = core.replay(&superblock, rebuild)?;
+    core.losses.extend(replayed.losses);
     {
         let mut log = core.log();
-        log.next += batches;
+        log.next += replayed.batches;
         log.durable = log.next;
     }
     core.checkpoint(|_, _| Ok(()))?;
-    named.into_iter().for_each(|run| core.space.release_unused(run));
+    replayed.named.into_iter().for_each(|run| core.space.release_unused(run));
     Ok(core)
 }
 
+/// The words of the stored free map, and the pages of it that are damaged, of which everything counts as taken.
 fn read_map(
     device: &dyn BlockDevice,
     superblock: &Superblock,
     sums: Sums,
-) -> Result<Vec<u64>, PoolError> {
+) -> Result<(Vec<u64>, Vec<u64>), PoolError> {
     let slot = superblock.generation & 1;
     let from = superblock.layout.map_start + slot * superblock.layout.map_pages;
-    let mut words = Vec::new();
+    let (mut words, mut damaged) = (Vec::new(), Vec::new());
     let mut bytes = vec![0; BLOCK];
     for page in 0..superblock.map_used {
         let at = ByteOffset::new((from + page) * BLOCK_LEN);
         device.read_at(at, &mut bytes).map_err(PoolError::device("read"))?;
-        let page_words = decode_map_page(sums, page, &bytes);
-        words.extend(page_words.ok_or(PoolError::FreeMap { page })?);
+        match decode_map_page(sums, page, &bytes) {
+            Some(page_words) => words.extend(page_words),
+            None => {
+                words.resize(words.len() + index(MAP_BITS / 64), !0);
+                damaged.push(page);
+            }
+        }
     }
-    debug_assert!(words.len() as u64 == superblock.map_used * MAP_BITS / 64);
-    Ok(words)
+    Ok((words, damaged))
 }
 
 impl Core {
+    /// Makes the free map from what the disks' maps reach. Where a map cannot be read, what the stored one says stays
+    /// taken, so that nothing is given away that may be reached. Says what cannot be read.
+    fn rebuild_map(&self, stored: Vec<u64>) -> Vec<String> {
+        let (mut used, problems) = self.reached_blocks();
+        if !problems.is_empty() {
+            let first = index(self.layout.data_start);
+            let end = index(self.space.end());
+            for (place, (used, stored)) in used.iter_mut().zip(stored).enumerate() {
+                let within = |bit: usize| (first..end).contains(&(place * 64 + bit));
+                let mask = (0..64).filter(|bit| within(*bit)).fold(0, |mask, bit| mask | 1 << bit);
+                *used |= stored & mask;
+            }
+        }
+        self.space.replace_used(&used);
+        problems
+            .into_iter()
+            .map(|problem| format!("{problem}; what it leads to cannot be read"))
+            .collect()
+    }
+
     fn read_catalog(&self, superblock: &Superblock) -> Result<Catalog, PoolError> {
         let mut catalog = Catalog::default();
         catalog.next_id = superblock.next_id;

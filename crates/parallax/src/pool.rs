@@ -86,6 +86,23 @@ pub struct SnapshotInfo {
     pub created: u64,
 }
 
+/// A disk or a snapshot among those it is related to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Relative {
+    /// The disk, or the disk of the snapshot.
+    pub disk: String,
+    /// The snapshot; `None` for the disk as it is.
+    pub snapshot: Option<String>,
+    /// Disk and snapshot it evolved from: the next one before it that still has a name.
+    pub parent: Option<(String, String)>,
+    /// How large it is.
+    pub size: ByteLen,
+    /// How much of it is mapped, its own or shared.
+    pub referenced: ByteLen,
+    /// Seconds since 1970.
+    pub created: u64,
+}
+
 /// Where a pool's space is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PoolSpace {
@@ -159,6 +176,33 @@ impl Pool {
             created: state.created,
         };
         Ok(catalog.snapshots(owner).into_iter().map(info).collect())
+    }
+
+    /// Every disk and snapshot with what it evolved from, in the order in which they were made: all it takes to draw
+    /// how they descend from each other.
+    pub fn lineage(&self) -> Vec<Relative> {
+        let catalog = self.core.catalog();
+        let visible = |state: &&State| state.is != Is::GivenUp && !state.hidden;
+        let parent = |state: &State| {
+            let mut next = catalog.get(state.parent)?;
+            while next.hidden {
+                next = catalog.get(next.parent)?;
+            }
+            catalog.get(next.owner).map(|disk| (disk.name.clone(), next.name.clone()))
+        };
+        let relative = |state: &State| {
+            let info = describe(&catalog, state);
+            let owner = catalog.get(state.owner).filter(|_| state.is == Is::Snapshot);
+            Relative {
+                disk: owner.map_or(&state.name, |owner| &owner.name).clone(),
+                snapshot: owner.map(|_| state.name.clone()),
+                parent: parent(state),
+                size: info.size,
+                referenced: info.referenced,
+                created: state.created,
+            }
+        };
+        catalog.all().filter(visible).map(relative).collect()
     }
 
     /// Makes an empty disk.

@@ -16,44 +16,66 @@ type Batches = Vec<(u64, Vec<Record>)>;
 /// How far behind the end of the log a batch is looked for, in bytes.
 const GAP: usize = 1 << 20;
 
+/// What was done again.
+#[derive(Debug, Default)]
+pub(crate) struct Replayed {
+    pub(crate) batches: u64,
+    /// Blocks that the log names.
+    pub(crate) named: Vec<Run>,
+    /// What could not be done.
+    pub(crate) losses: Vec<String>,
+}
+
 impl Core {
-    /// Does again what the log says was done since the checkpoint; returns how many batches it had, and the blocks
-    /// it names.
+    /// Does again what the log says was done since the checkpoint. To repair, what cannot be done again is left out.
     pub(crate) fn replay(
         &self,
         superblock: &Superblock,
         repair: bool,
-    ) -> Result<(u64, Vec<Run>), PoolError> {
+    ) -> Result<Replayed, PoolError> {
         let (batches, end) = self.read_log(superblock)?;
-        if !repair {
-            self.refuse_a_gap(superblock, batches.len() as u64, end)?;
+        let mut done = Replayed { batches: batches.len() as u64, ..Replayed::default() };
+        match self.refuse_a_gap(superblock, done.batches, end) {
+            Err(PoolError::Damaged { found }) if repair => done.losses.push(found),
+            sound => sound?,
         }
         let durable = batches.iter().map(|(durable, _)| *durable).max().unwrap_or(0);
         // No node that is made meanwhile may take the place of data that a later record names.
-        let mut named = Vec::new();
         for record in batches.iter().flat_map(|(_, records)| records) {
             if let Record::Map { block, crcs, .. } = record {
                 let run = Run { start: *block, len: crcs.len() as u64 };
-                named.extend(self.space.hold(run).then_some(run));
+                done.named.extend(self.space.hold(run).then_some(run));
             }
         }
         let mut lost = false;
         for ((_, records), number) in batches.iter().zip(superblock.wal_batch..) {
             for record in records {
-                match record {
-                    Record::Catalog(change) => self.replay_change(change, lost)?,
-                    Record::Map { disk, lba, birth, block, crcs } => {
-                        let new = Some((*block, *birth, &crcs[..]));
-                        let run = (*lba, crcs.len() as u64);
-                        lost |= self.replay_run(*disk, run, new, number < durable)?;
+                match self.replay_record(record, number < durable, lost) {
+                    Ok(more) => lost |= more,
+                    Err(PoolError::Damaged { found }) if repair => {
+                        lost = true;
+                        done.losses
+                            .push(format!("a change that was flushed cannot be made: {found}"));
                     }
-                    Record::Clear { disk, lba, count } => {
-                        self.replay_run(*disk, (*lba, *count), None, true)?;
-                    }
+                    Err(error) => return Err(error),
                 }
             }
         }
-        Ok((batches.len() as u64, named))
+        Ok(done)
+    }
+
+    /// True if something of it was lost.
+    fn replay_record(&self, record: &Record, durable: bool, lost: bool) -> Result<bool, PoolError> {
+        match record {
+            Record::Catalog(change) => self.replay_change(change, lost).map(|()| false),
+            Record::Map { disk, lba, birth, block, crcs } => {
+                let new = Some((*block, *birth, &crcs[..]));
+                self.replay_run(*disk, (*lba, crcs.len() as u64), new, durable)
+            }
+            Record::Clear { disk, lba, count } => {
+                self.replay_run(*disk, (*lba, *count), None, true).map(|_| false)
+            }
+        }
     }
 
     /// If the log goes on behind its end with a batch that says what is between was durable, that is damaged now.

@@ -5,16 +5,26 @@ use std::sync::Arc;
 
 use kiln_block::testing::{CrashDisk, Dice};
 use kiln_block::{ByteLen, MemoryDevice};
-use kiln_parallax::Pool;
+use kiln_parallax::{Pool, PoolOptions};
 
-use crate::world::{Model, Op, any_op, model_of, pool_on, rounds, small, step};
+use crate::world::{Model, Op, any_op, model_of, rounds, small, step};
 
 const POOL: ByteLen = ByteLen::mib(4);
 
 /// Runs the steps once, cuts the power after every device call, and opens what may be left.
 fn survives_every_cut(ops: &[Op], samples: usize, stride: usize) {
-    let device = Arc::new(CrashDisk::new(POOL));
-    let pool = pool_on(device.clone());
+    survives_every_cut_of(POOL, &small(), ops, samples, stride);
+}
+
+fn survives_every_cut_of(
+    size: ByteLen,
+    options: &PoolOptions,
+    ops: &[Op],
+    samples: usize,
+    stride: usize,
+) {
+    let device = Arc::new(CrashDisk::new(size));
+    let pool = Pool::create(device.clone(), options).unwrap();
     let mut model = Model::new();
     // What the world was before each step, and how many device calls there had been.
     let mut history = vec![(device.steps(), model.clone())];
@@ -37,7 +47,7 @@ fn survives_every_cut(ops: &[Op], samples: usize, stride: usize) {
         {
             let context = || format!("cut {cut}, image {n}, during step {during} of {ops:?}");
             let device = Arc::new(MemoryDevice::holding(&image));
-            let pool = Pool::open(device.clone(), &small())
+            let pool = Pool::open(device.clone(), options)
                 .unwrap_or_else(|error| panic!("{error}: {}", context()));
             let report = pool.verify(true).unwrap();
             assert!(report.is_clean(), "{report:?}: {}", context());
@@ -153,6 +163,41 @@ fn snapshots_clones_and_deletions_survive_a_power_cut_after_any_step() {
         3,
         1,
     );
+}
+
+#[test]
+fn growing_by_itself_and_when_asked_survives_a_power_cut_after_any_step() {
+    let options = PoolOptions { limit: ByteLen::kib(2048), ..small() };
+    survives_every_cut_of(
+        ByteLen::kib(1280),
+        &options,
+        &[
+            Op::Create("a", 3072),
+            Op::Write("a", 0, 900, 1),
+            Op::Flush,
+            Op::Write("a", 900, 900, 2),
+            Op::Snapshot("a", "s"),
+            Op::Write("a", 300, 8, 3),
+            Op::Grow(2304),
+            Op::Write("a", 1800, 400, 4),
+            Op::Flush,
+            Op::DeleteSnapshot("a", "s"),
+            Op::Gc,
+        ],
+        4,
+        1,
+    );
+}
+
+#[test]
+fn a_log_that_goes_round_survives_a_power_cut_after_any_step() {
+    let mut ops = vec![Op::Create("a", 3072)];
+    for round in 0..12_u8 {
+        // Twelve kilobytes of log each, of thirty-two.
+        ops.extend((0..5).map(|n| Op::Write("a", u64::from(round) * 8 + n * 500, 400, round + 1)));
+        ops.push(if round % 4 == 3 { Op::Checkpoint } else { Op::Flush });
+    }
+    survives_every_cut(&ops, 2, 3);
 }
 
 #[test]

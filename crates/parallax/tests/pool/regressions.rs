@@ -212,3 +212,37 @@ fn what_is_open_is_neither_deleted_nor_rolled_back() {
     let odd = pool.create_disk("a", ByteLen::new(5000), &DiskOptions::default());
     assert!(matches!(odd, Err(PoolError::BadSize { .. })));
 }
+
+#[test]
+fn the_lineage_names_every_disk_and_snapshot_and_what_it_evolved_from() {
+    let pool = pool_on(Arc::new(MemoryDevice::new(ByteLen::mib(8))));
+    let options = DiskOptions::default();
+    pool.create_disk("base", ByteLen::mib(1), &options).unwrap();
+    pool.snapshot("base", "one").unwrap();
+    pool.snapshot("base", "two").unwrap();
+    pool.clone_disk("base", "two", "vm", &options).unwrap();
+    pool.snapshot("vm", "late").unwrap();
+    // Two children keep it, hidden.
+    pool.clone_disk("base", "two", "other", &options).unwrap();
+    pool.delete_snapshot("base", "two").unwrap();
+    let text = |of: &(String, String)| format!("{}@{}", of.0, of.1);
+    let lines: Vec<String> = pool
+        .lineage()
+        .into_iter()
+        .map(|of| {
+            let name = of.snapshot.map_or(of.disk.clone(), |name| format!("{}@{name}", of.disk));
+            let parent = of.parent.as_ref().map_or("nothing".to_owned(), text);
+            format!("{name} of {parent}")
+        })
+        .collect();
+    assert_eq!(
+        lines,
+        [
+            "base of base@one",
+            "base@one of nothing",
+            "vm of vm@late",
+            "vm@late of base@one",
+            "other of base@one",
+        ]
+    );
+}
