@@ -19,6 +19,8 @@ use crate::lines::{Line, next_line};
 const MOST_STAGES: usize = 10_000;
 const MOST_SPLATS: usize = 50;
 const MOST_ARTIFACTS: usize = 1_000;
+/// Kept disks of one stage.
+const MOST_DISKS: usize = 64;
 const MOST_MACHINES: usize = 10_000;
 const MOST_NOTES: usize = 200;
 
@@ -80,6 +82,9 @@ pub struct StageSummary {
     pub splats: Vec<Splat>,
     /// Files saved for it.
     pub artifacts: Vec<Artifact>,
+    /// Its disks as it left them, as snapshots `NAME@SNAP` in the pool. Older ones may have been removed there.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub disks: Vec<String>,
 }
 
 /// One machine of a run.
@@ -290,6 +295,11 @@ impl SummaryBuilder {
                     push(artifacts, MOST_ARTIFACTS, Artifact { path, bytes });
                 }
             }
+            Happening::DiskKept { stage, snapshot, .. } => {
+                if let Some(stage) = stage_of(run, &stage) {
+                    push(&mut stage.disks, MOST_DISKS, snapshot);
+                }
+            }
             Happening::StageEnded { stage, outcome, took_ms } => {
                 if let Some(stage) = stage_of(run, &stage) {
                     stage.outcome = Some(outcome);
@@ -376,6 +386,7 @@ fn stage_of<'a>(run: &'a mut RunSummary, name: &StageName) -> Option<&'a mut Sta
                 took_ms: 0,
                 splats: Vec::new(),
                 artifacts: Vec::new(),
+                disks: Vec::new(),
             });
             run.stages.len() - 1
         }

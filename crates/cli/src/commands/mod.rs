@@ -8,6 +8,7 @@ mod ext2;
 pub(crate) mod history;
 mod image;
 mod job;
+mod kept;
 pub(crate) mod kernel;
 mod layer;
 mod plan;

@@ -11,7 +11,7 @@ use kiln_runner::local::{self, JobProgram};
 use kiln_runner::{Bases, Equipment, EventSink, Loaded, StopToken, Urgency, settle_acceleration};
 
 use super::history::{find, from_history, index, runs_folder};
-use super::target;
+use super::{kept, target};
 use crate::arguments::{Format, RunArgs};
 use crate::exit::Exit;
 use crate::failure::{Explain as _, Failure};
@@ -170,6 +170,15 @@ impl Prepared<'_> {
         let program = JobProgram::this()?;
         let verdict = local::run(&specs, opening, &program, &mut sink, stop);
         locked(view).close();
+        if !plan.disks.is_empty()
+            && let Err(error) = kept::forget_old(self.session)
+        {
+            // The run itself is well.
+            terminal::say(&format!(
+                "warning: cannot remove what older runs kept: {}",
+                hostile::line(&error.to_string())
+            ));
+        }
         let summary = sink.builder.finish(&folder, false, Damage::default());
         Ok((verdict, Told { folder, summary, trouble: sink.trouble }))
     }

@@ -78,6 +78,9 @@ pub(super) fn page(
             h2 id="again" { "Go on from here" }
             div.commands {
                 (command(&format!("kiln replay {}/{}", run.id, stage.name)))
+                @if !stage.disks.is_empty() {
+                    (command(&format!("kiln shell {}/{}", run.id, stage.name)))
+                }
                 (command(&format!("kiln run --rerun {}", run.id)))
                 (command(&format!("kiln show {}", run.id)))
             }
