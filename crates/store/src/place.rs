@@ -53,7 +53,11 @@ impl Place {
             _ => OsString::from(format!(".{by_number}")),
         };
         let mut places = vec![Place { folder: beside, name }];
-        places.push(Place { folder: private_folder_path(), name: by_number.into() });
+        // A client may have another environment than the owner.
+        let common = common_folder();
+        let own = Some(private_folder_path()).filter(|own| *own != common);
+        let private = own.into_iter().chain([common]);
+        places.extend(private.map(|folder| Place { folder, name: by_number.clone().into() }));
         Ok(places)
     }
 
@@ -82,7 +86,7 @@ impl Place {
     /// Listens there, in the place of what a dead owner left. The pool's lock is held by the caller, so nobody alive
     /// listens there.
     pub(crate) fn listen(&self) -> io::Result<Listener> {
-        if self.folder == private_folder_path() {
+        if self.folder == private_folder_path() || self.folder == common_folder() {
             make_private(&self.folder)?;
         }
         let path = self.path();
@@ -153,15 +157,19 @@ pub fn private_folder() -> io::Result<PathBuf> {
     Ok(folder)
 }
 
+/// The one that needs nothing of the environment.
+fn common_folder() -> PathBuf {
+    PathBuf::from(format!("/tmp/kiln-{}", rustix::process::geteuid().as_raw()))
+}
+
 fn private_folder_path() -> PathBuf {
-    let uid = rustix::process::geteuid().as_raw();
     match std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from) {
         Some(folder)
             if folder.is_absolute() && folder.is_dir() && folder.as_os_str().len() <= 36 =>
         {
             folder.join("kiln")
         }
-        _ => PathBuf::from(format!("/tmp/kiln-{uid}")),
+        _ => common_folder(),
     }
 }
 

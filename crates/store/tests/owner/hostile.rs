@@ -89,3 +89,29 @@ fn rubbish_ends_connections_and_nothing_else() {
     }
     assert!(names(&place.open()).is_empty());
 }
+
+/// The socket's mode keeps others away; should it ever be wider, the kernel's word on who connects does.
+#[test]
+fn a_process_of_another_user_is_turned_away() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let place = Place::new();
+    let _owner = place.own(FOREVER);
+    let mode = |path: &std::path::Path, mode| {
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+    };
+    mode(place.folder.path(), 0o755);
+    mode(&place.socket(), 0o666);
+    if !rustix::process::geteuid().is_root() {
+        // Only root can be somebody else.
+        return;
+    }
+    let socket = place.socket();
+    let as_nobody = std::thread::spawn(move || {
+        let nobody = rustix::process::Uid::from_raw(65_534);
+        rustix::thread::set_thread_res_uid(nobody, nobody, nobody).unwrap();
+        let mut client = UnixStream::connect(socket).unwrap();
+        client.read(&mut [0; 1]).unwrap()
+    });
+    assert_eq!(as_nobody.join().unwrap(), 0, "it is hung up on without a word");
+    create(&place.open(), "base", 4096);
+}
