@@ -7,6 +7,7 @@
 #![expect(clippy::print_stdout, reason = "a bench prints its figures")]
 #![expect(clippy::unwrap_used, reason = "a bench that cannot go on has failed")]
 
+use std::cell::RefCell;
 use std::fs::File;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
@@ -43,7 +44,7 @@ fn make_image(path: &Path, size: u64) {
     file.set_len(size).unwrap();
     let mut dice = Dice::seeded(1);
     let mut bytes = vec![0; 1 << 20];
-    for at in (0..size).step_by(bytes.len()).filter(|at| at / (32 * MIB) % 2 == 0) {
+    for at in (0..size).step_by(bytes.len()).filter(|at| (at / (32 * MIB)).is_multiple_of(2)) {
         match dice.below(16) {
             0 => bytes.fill(0),
             _ => dice.fill(&mut bytes),
@@ -109,21 +110,20 @@ fn main() {
             &at("image.qcow2"),
         ],
     );
-    let pool =
-        Pool::create_file(&at("pool"), ByteLen::new(size * 3), &PoolOptions::default()).unwrap();
+    let pool = RefCell::new(None);
+    // Each starts with an empty pool and no copy: no space that is known already, nothing left for the kernel to write.
     let remove = || {
-        let _ = std::fs::remove_file(&copy);
-        let _ = std::fs::remove_file(&out);
-        if pool.stat("disk").is_ok() {
-            pool.delete("disk").unwrap();
-            pool.gc().unwrap();
+        for path in [&copy, &out, &at("pool")] {
+            let _ = std::fs::remove_file(path);
         }
-        // What one left to the kernel is not the next one's to write.
+        let made = Pool::create_file(&at("pool"), ByteLen::new(size * 3), &PoolOptions::default());
+        *pool.borrow_mut() = Some(made.unwrap());
         rustix::fs::sync();
     };
+    let with = |work: &dyn Fn(&Pool)| work(pool.borrow().as_ref().unwrap());
     let fill = || {
         remove();
-        import(&pool, &image);
+        with(&|pool| import(pool, &image));
     };
     let qcow2 = at("image.qcow2");
     let row = |name, prepare: Box<dyn FnMut()>, work: Box<dyn FnMut()>| Row {
@@ -155,7 +155,7 @@ fn main() {
                 File::open(&copy).unwrap().sync_data().unwrap();
             }),
         ),
-        row("import of raw", Box::new(remove), Box::new(|| import(&pool, &image))),
+        row("import of raw", Box::new(remove), Box::new(|| with(&|pool| import(pool, &image)))),
         row(
             "qemu-img convert qcow2 to raw",
             Box::new(remove),
@@ -163,8 +163,12 @@ fn main() {
                 convert("qcow2", "raw", &qcow2);
             }),
         ),
-        row("import of qcow2", Box::new(remove), Box::new(|| import(&pool, &qcow2))),
-        row("export to raw", Box::new(fill), Box::new(|| export(&pool, &out, Format::Raw, None))),
+        row("import of qcow2", Box::new(remove), Box::new(|| with(&|pool| import(pool, &qcow2)))),
+        row(
+            "export to raw",
+            Box::new(fill),
+            Box::new(|| with(&|pool| export(pool, &out, Format::Raw, None))),
+        ),
         row(
             "qemu-img convert raw to qcow2",
             Box::new(remove),
@@ -176,14 +180,14 @@ fn main() {
             "export to qcow2",
             Box::new(fill),
             Box::new(|| {
-                export(&pool, &out, Format::Qcow2, None);
+                with(&|pool| export(pool, &out, Format::Qcow2, None));
             }),
         ),
         row(
             "export to qcow2, zstd",
             Box::new(fill),
             Box::new(|| {
-                export(&pool, &out, Format::Qcow2, Some(Compression::Zstd));
+                with(&|pool| export(pool, &out, Format::Qcow2, Some(Compression::Zstd)));
             }),
         ),
     ];
