@@ -574,6 +574,18 @@ pub struct PoolFigures {
     pub flushes: u64,
     /// Batches in which they were written to the log.
     pub batches: u64,
+    /// Bytes of data written to the pool.
+    pub data_written: u64,
+    /// Bytes written to its log.
+    pub log_written: u64,
+    /// Bytes of maps, catalog and superblocks written.
+    pub metadata_written: u64,
+    /// Nanoseconds for which no map could be changed.
+    pub standstill: u64,
+    /// Bytes that became free when what was removed was reclaimed.
+    pub reclaimed: u64,
+    /// Bytes that become free with the next checkpoint.
+    pub waiting: u64,
     /// Deleted states whose space is not free yet.
     pub reclaiming: u64,
     /// Syncs of the device.

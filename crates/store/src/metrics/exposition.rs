@@ -29,6 +29,10 @@ pub fn exposition(pool: &PoolFigures, disks: &[DiskFigures]) -> String {
     plain("kiln_pool_available_bytes", gauge, help, pool.space.available);
     let help = "Disks and snapshots that were removed and whose space is not all free yet.";
     plain("kiln_pool_reclaiming", gauge, help, pool.reclaiming);
+    let help = "Space that becomes free with the next checkpoint.";
+    plain("kiln_pool_waiting_bytes", gauge, help, pool.waiting);
+    let help = "Space that became free since disks and snapshots were removed.";
+    plain("kiln_pool_reclaimed_bytes_total", counter, help, pool.reclaimed);
     let help = "Memory that parts of maps take.";
     plain("kiln_pool_map_cache_bytes", gauge, help, pool.cached);
     let help = "Parts of maps that were found in memory.";
@@ -44,6 +48,22 @@ pub fn exposition(pool: &PoolFigures, disks: &[DiskFigures]) -> String {
     plain("kiln_pool_syncs_total", counter, help, pool.syncs);
     let help = "Times the log was emptied into the maps.";
     plain("kiln_pool_checkpoints_total", counter, help, pool.checkpoints);
+    let name = "kiln_pool_standstill_seconds_total";
+    text.family(name, counter, "Time for which no map could be changed, for a checkpoint.");
+    text.sample(name, &[], Seconds(pool.standstill));
+    let name = "kiln_pool_written_bytes_total";
+    text.family(name, counter, "Bytes written to the pool, by what they are.");
+    for (part, bytes) in [
+        ("data", pool.data_written),
+        ("log", pool.log_written),
+        ("metadata", pool.metadata_written),
+    ] {
+        text.sample(name, &[("part", part)], bytes);
+    }
+    let mut plain = |name: &str, kind: &str, help: &str, value: u64| {
+        text.family(name, kind, help);
+        text.sample(name, &[], value);
+    };
     let help = "Time since the pool was opened.";
     plain("kiln_pool_open_seconds", gauge, help, pool.uptime);
     let help = "Programs that are connected to the pool's owner.";
@@ -242,7 +262,8 @@ mod tests {
     #[test]
     fn an_idle_pool_is_understood_too() {
         let families = parse(&exposition(&PoolFigures::default(), &[])).unwrap();
-        assert!(families.iter().all(|family| family.samples.len() <= 1));
+        let of_disks = families.iter().filter(|family| family.name.starts_with("kiln_disk_"));
+        assert!(of_disks.map(|family| family.samples.len()).sum::<usize>() == 0);
     }
 
     #[test]
