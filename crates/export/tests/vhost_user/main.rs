@@ -6,4 +6,6 @@ mod hostile;
 mod machine;
 mod requests;
 mod restart;
+#[path = "../serve.rs"]
+mod serve;
 mod settings;

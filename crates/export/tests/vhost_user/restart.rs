@@ -1,7 +1,6 @@
 //! A back-end that stops or dies, and the next one at its path: nothing is lost, nothing is done twice.
 
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 
 use kiln_block::testing::Dice;
@@ -14,6 +13,7 @@ use vhost::vhost_user::message::VhostUserConfigFlags;
 use vm_memory::{Bytes, GuestAddress};
 
 use crate::machine::{IN, Machine, OK, OUT, SIZE};
+use crate::serve::Backend;
 
 const DISK: ByteLen = ByteLen::mib(4);
 
@@ -125,29 +125,6 @@ fn what_the_guest_said_of_the_cache_survives_its_back_end() {
     // A machine that starts anew knows of no settings, and is told.
     assert_eq!(cache(&mut Machine::on(&path)), 1);
     drop(server);
-}
-
-/// Another process, to be killed.
-struct Backend(Child);
-
-impl Backend {
-    fn start(path: &Path, disk: &Path) -> Backend {
-        let program = std::env::current_exe().unwrap();
-        let folder = program.parent().and_then(Path::parent).unwrap().join("examples");
-        let child = Command::new(folder.join("vhost_user"))
-            .args([path, disk])
-            .stdin(Stdio::piped())
-            .spawn()
-            .expect("cargo builds examples before tests");
-        Backend(child)
-    }
-}
-
-impl Drop for Backend {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
 }
 
 /// Connects as soon as somebody listens there.
