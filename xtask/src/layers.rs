@@ -60,6 +60,8 @@ const RULES: &[Rule] = &[
     ),
     rule("kiln-image", 2, &["kiln-model", "kiln-block"]),
     rule("kiln-parallax", 2, &["kiln-block"]),
+    // The same source under a scheduler of threads, for tests.
+    rule("kiln-parallax-schedules", 2, &["kiln-block"]),
     rule("kiln-overlaybd", 2, &["kiln-block"]),
     rule("kiln-qcow2", 2, &["kiln-block"]),
     rule("kiln-export", 2, &["kiln-block"]),

@@ -19,7 +19,7 @@ use crate::open::{self, PoolOptions};
 use crate::opened::Opened;
 use crate::reclaim::{SHARE, Share};
 use crate::sync::PoisonError;
-use crate::sync::atomic::Ordering;
+use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::wal::Change;
 
 /// Many virtual disks on one device. Dropping it without [`checkpoint`](Pool::checkpoint) loses nothing
@@ -514,7 +514,7 @@ impl Pool {
 
 fn describe(catalog: &Catalog, state: &State) -> DiskInfo {
     let head = catalog.heads.get(&state.id);
-    let now = |of: fn(&Head) -> &std::sync::atomic::AtomicU64, stored: u64| {
+    let now = |of: fn(&Head) -> &AtomicU64, stored: u64| {
         head.map_or(stored, |head| of(head).load(Ordering::Relaxed))
     };
     DiskInfo {
