@@ -12,8 +12,8 @@ use super::transfer::{DiskExportArgs, DiskImportArgs, DiskReceiveArgs, DiskSendA
 /// Keep virtual disks in a pool: instant snapshots and clones, checksums, served to machines and programs
 ///
 /// A disk is called NAME, a snapshot of it NAME@SNAP. They share what neither has changed since. The pool is one
-/// sparse file. Commands work on it at the same time, and while disks are served: what takes long is done by a
-/// process that owns the pool, is started when it is needed, and leaves by itself.
+/// file, which grows with what is stored. Commands work on it at the same time, and while disks are served: what
+/// takes long is done by a process that owns the pool, is started when it is needed, and leaves by itself.
 #[derive(Debug, Args)]
 pub(crate) struct DiskArgs {
     /// What to do

@@ -104,7 +104,7 @@ fn an_imported_file_is_exported_byte_for_byte_with_its_holes() {
     assert!(blocks * 512 < 2 * MIB, "{blocks} sectors");
     do_all(&kiln, &["disk verify base source.img", "disk verify", "disk verify --maps"]);
     let pool = std::fs::metadata(kiln.home().join("data/disks.pool")).unwrap();
-    assert!(pool.blocks() * 512 < 32 * MIB, "the pool is sparse too");
+    assert!(pool.blocks() * 512 < 128 * MIB, "the pool takes what it needs, a little ahead");
     kiln.run(&["disk", "own", "--leave"]).exits(0);
     let left = std::fs::read_dir(kiln.home().join("data")).unwrap().count();
     assert_eq!(left, 1, "nothing is left beside the pool");

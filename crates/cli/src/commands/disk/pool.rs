@@ -64,7 +64,7 @@ pub(super) fn make(path: &Path) -> Result<(), Failure> {
     let made = Store::make(path).map_err(refused).exits(Exit::Setup)?;
     if let Some(size) = made {
         terminal::say(&format!(
-            "made the pool {}: a sparse file that can grow to {size}",
+            "made the pool {}: a file that grows with what is stored, to {size} at most",
             path.display()
         ));
     }
