@@ -4,7 +4,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 mod machine;
-#[path = "../serve.rs"]
+#[path = "../vhost_user/serve.rs"]
 mod serve;
 
 use std::io::Write;

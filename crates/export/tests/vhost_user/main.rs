@@ -6,6 +6,5 @@ mod hostile;
 mod machine;
 mod requests;
 mod restart;
-#[path = "../serve.rs"]
 mod serve;
 mod settings;
