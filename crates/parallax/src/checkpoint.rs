@@ -283,7 +283,7 @@ impl Core {
         bits: Option<&mut Vec<u64>>,
         change: impl FnOnce(&Core, &mut Catalog) -> Result<T, PoolError>,
     ) -> Result<(Result<T, PoolError>, Cut), PoolError> {
-        let mut fresh = Fresh::default();
+        let mut fresh = Fresh { written_early: true, ..Fresh::default() };
         let roots: Result<Vec<Entry>, PoolError> =
             cut.heads.iter().map(|frozen| self.build(frozen, &mut fresh)).collect();
         let roots = match roots {
@@ -459,16 +459,8 @@ impl Core {
 
     /// Nodes, catalog and free map; sync; superblock; sync.
     fn write_out(&self, pages: Pages, superblock: &Superblock) -> Result<(), PoolError> {
-        let nodes = self.unwritten().clone();
-        let mut blocks: Vec<(u64, &[u8])> =
-            nodes.iter().map(|(block, node)| (*block, &node.bytes()[..])).collect();
-        blocks.extend(pages.0.iter().map(|(block, bytes)| (*block, &bytes[..])));
-        blocks.sort_unstable_by_key(|(block, _)| *block);
-        for run in blocks.chunk_by(|(a, _), (b, _)| a + 1 == *b).flat_map(|run| run.chunks(512)) {
-            let slices: Vec<IoSlice<'_>> = run.iter().map(|(_, b)| IoSlice::new(b)).collect();
-            let at = ByteOffset::new(run[0].0 * BLOCK_LEN);
-            self.device.write_vectored_at(at, &slices).map_err(PoolError::device("write"))?;
-        }
+        self.write_nodes()?;
+        self.write_blocks(pages.0.iter().map(|(block, bytes)| (*block, &bytes[..])).collect())?;
         self.device.flush().map_err(PoolError::device("sync"))?;
         self.check_fence()?;
         let slot = ByteOffset::new((superblock.generation & 1) * 2 * BLOCK_LEN);
@@ -477,7 +469,28 @@ impl Core {
         self.device.write_vectored_at(slot, &copies).map_err(PoolError::device("write"))?;
         self.device.flush().map_err(PoolError::device("sync"))?;
         self.counters.syncs.add(2);
-        self.counters.metadata_written.add((blocks.len() as u64 + 2) * BLOCK_LEN);
+        self.counters.metadata_written.add(2 * BLOCK_LEN);
+        Ok(())
+    }
+
+    /// Writes the nodes that wait, and forgets them.
+    pub(crate) fn write_nodes(&self) -> Result<(), PoolError> {
+        let nodes = self.unwritten().clone();
+        let bytes = nodes.iter().map(|(block, node)| (*block, &node.bytes()[..]));
+        self.write_blocks(bytes.collect())?;
+        self.unwritten_mut().retain(|block, _| !nodes.contains_key(block));
+        Ok(())
+    }
+
+    /// Writes blocks, those in a row together.
+    fn write_blocks(&self, mut blocks: Vec<(u64, &[u8])>) -> Result<(), PoolError> {
+        blocks.sort_unstable_by_key(|(block, _)| *block);
+        for run in blocks.chunk_by(|(a, _), (b, _)| a + 1 == *b).flat_map(|run| run.chunks(512)) {
+            let slices: Vec<IoSlice<'_>> = run.iter().map(|(_, b)| IoSlice::new(b)).collect();
+            let at = ByteOffset::new(run[0].0 * BLOCK_LEN);
+            self.device.write_vectored_at(at, &slices).map_err(PoolError::device("write"))?;
+        }
+        self.counters.metadata_written.add(blocks.len() as u64 * BLOCK_LEN);
         Ok(())
     }
 }

@@ -14,9 +14,14 @@ use crate::leaf::{self, GROUP, LeafMap};
 use crate::node::{Entry, FANOUT, Kind, Node, ROOT_LEVEL, leaves_below, place_of};
 use crate::sync::atomic::Ordering;
 
+/// Nodes that wait in memory to be written together: 1 MiB.
+const WAITING: usize = 256;
+
 /// A node that a checkpoint is to write: fresh blocks, and what they replace.
 #[derive(Debug, Default)]
 pub(crate) struct Fresh {
+    /// Nodes are written as they come, so that few of them are in memory; nothing durable reaches them yet.
+    pub(crate) written_early: bool,
     /// What was made so far.
     pub(crate) placed: Vec<u64>,
     /// Blocks that nothing reaches any more.
@@ -248,9 +253,16 @@ impl Core {
     fn place_node(&self, fresh: &mut Fresh, node: Node) -> Result<Entry, PoolError> {
         let block = self.metadata_block()?;
         let crc = self.sums.node(block, node.bytes());
-        self.unwritten_mut().insert(block, Arc::new(node));
+        let waiting = {
+            let mut unwritten = self.unwritten_mut();
+            unwritten.insert(block, Arc::new(node));
+            unwritten.len()
+        };
         self.space.set_stored(block);
         fresh.placed.push(block);
+        if fresh.written_early && waiting >= WAITING {
+            self.write_nodes()?;
+        }
         Ok(Entry::node(block, self.epoch.load(Ordering::Acquire), crc))
     }
 
