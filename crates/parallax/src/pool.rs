@@ -178,6 +178,26 @@ impl Pool {
         Ok(catalog.snapshots(owner).into_iter().map(info).collect())
     }
 
+    /// Fails where a disk, one of its snapshots, or the snapshot that is named is open: what could not be deleted.
+    pub fn refuse_if_open(&self, disk: &str, snapshot: Option<&str>) -> Result<(), PoolError> {
+        let mut catalog = self.core.catalog();
+        let of = catalog.disk(disk)?.clone();
+        let among: Vec<State> = match snapshot {
+            Some(name) => vec![catalog.snapshot(disk, name)?.clone()],
+            None => {
+                idle_head(&mut catalog, &of)?;
+                catalog.snapshots(of.id).into_iter().cloned().collect()
+            }
+        };
+        let is_open = |state: &&State| {
+            catalog.views.get(&state.id).is_some_and(|view| view.strong_count() > 0)
+        };
+        match among.iter().find(is_open) {
+            Some(open) => Err(PoolError::InUse { name: format!("{disk}@{}", open.name) }),
+            None => Ok(()),
+        }
+    }
+
     /// Every disk and snapshot with what it evolved from, in the order in which they were made: all it takes to draw
     /// how they descend from each other.
     pub fn lineage(&self) -> Vec<Relative> {

@@ -247,6 +247,10 @@ fn a_killed_command_takes_what_it_served_with_it() {
     let mut serving = Serving::start(&kiln, "base", &socket, &[]);
     let second = ["disk", "serve", "base", "--nbd", "localhost:0"];
     kiln.run(&second).exits(2).complains(&["being served for writing", "two writers"]);
+    kiln.run(&["disk", "snap", "base", "kept"]).exits(0);
+    kiln.run(&["disk", "rm", "base", "--snapshots"]).exits(2).complains(&["is being served"]);
+    let snapshots = kiln.run(&["disk", "snaps", "base"]).exits(0).stdout;
+    assert!(snapshots.starts_with("base@kept "), "a refused removal removed {snapshots}");
     let pid = owner(&pool(&kiln));
     serving.0.kill().expect("it is there");
     while socket.exists() || !is_gone(pid) {
@@ -254,7 +258,7 @@ fn a_killed_command_takes_what_it_served_with_it() {
     }
     let left: Vec<_> = std::fs::read_dir(kiln.home().join("data")).expect("a folder").collect();
     assert_eq!(left.len(), 1, "{left:?}");
-    kiln.run(&["disk", "rm", "base"]).exits(0);
+    kiln.run(&["disk", "rm", "base", "--snapshots"]).exits(0);
 }
 
 #[test]

@@ -136,13 +136,10 @@ pub(super) fn quota(pool: &Pool, disk: &str, quota: u64) -> Result<Reply, StoreE
 }
 
 pub(super) fn remove(pool: &Pool, names: &[String], all: bool) -> Result<Reply, StoreError> {
-    // All are looked up before the first is gone.
+    // What would be refused is refused before the first is gone.
     for name in names {
         let name = Name::of(name);
-        pool.stat(name.disk)?;
-        if let Some(snapshot) = name.snapshot {
-            drop(pool.open_snapshot(name.disk, snapshot)?);
-        }
+        pool.refuse_if_open(name.disk, name.snapshot)?;
     }
     let mut removed = Vec::new();
     for text in names {
