@@ -2,12 +2,12 @@
 
 use std::fs::File;
 use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
-use std::sync::Barrier;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Barrier, Mutex};
 use std::time::Duration;
 
 use kiln_store::{
-    Kind, Opened, Owner, Progress, Range, Reply, Request, Stop, Store, StoreError, Why,
+    Dismissal, Kind, Opened, Owner, Progress, Range, Reply, Request, Stop, Store, StoreError, Why,
 };
 
 use crate::house::{FOREVER, MIB, Place, create, is_in_use, names, nothing, refusal, snap};
@@ -116,25 +116,34 @@ fn an_owner_nobody_needs_leaves_and_nothing_of_it_is_left() {
 #[test]
 fn clients_that_come_while_owners_leave_are_served_by_the_next() {
     let place = Place::new();
-    let done = AtomicUsize::new(0);
+    let done = AtomicBool::new(false);
+    let current: Mutex<Option<Dismissal>> = Mutex::default();
     std::thread::scope(|scope| {
-        let (place, done) = (&place, &done);
-        scope.spawn(move || {
-            while done.load(Ordering::Relaxed) < 4 {
+        scope.spawn(|| {
+            while !done.load(Ordering::Acquire) {
                 if let Opened::Owner(owner) = Owner::open(&place.pool).unwrap() {
+                    *current.lock().unwrap() = Some(owner.dismissal());
+                    // The last client may not have seen this one.
+                    if done.load(Ordering::Acquire) {
+                        owner.dismissal().dismiss();
+                    }
                     owner.run(Duration::ZERO).unwrap();
                 }
             }
         });
-        for client in 0..4 {
-            scope.spawn(move || {
-                for number in 0..25 {
-                    create(&place.open(), &format!("disk-{client}-{number}"), 4096);
-                }
-                done.fetch_add(1, Ordering::Relaxed);
-                // Whoever owns it now hears that it is enough.
-                drop(Store::connected(&place.pool));
-            });
+        std::thread::scope(|scope| {
+            for client in 0..4 {
+                let place = &place;
+                scope.spawn(move || {
+                    for number in 0..25 {
+                        create(&place.open(), &format!("disk-{client}-{number}"), 4096);
+                    }
+                });
+            }
+        });
+        done.store(true, Ordering::Release);
+        if let Some(current) = &*current.lock().unwrap() {
+            current.dismiss();
         }
     });
     assert_eq!(names(&place.open()).len(), 100);
