@@ -200,7 +200,7 @@ impl Disk {
 
     /// Fresh blocks for a write, at most `want`.
     fn fresh_blocks(&self, want: u64) -> Result<Run, PoolError> {
-        for attempt in 0..2 {
+        loop {
             let mut lease = self.head.lease.lock().unwrap_or_else(PoisonError::into_inner);
             if lease.len == 0
                 && let Some(run) = self.core.space.take(LEASE.max(want))
@@ -214,11 +214,11 @@ impl Disk {
                 return Ok(run);
             }
             drop(lease);
-            if attempt == 0 {
-                self.core.scrape()?;
+            // What it finds another may take first.
+            if !self.core.scrape()? {
+                return Err(PoolError::NoSpace);
             }
         }
-        Err(PoolError::NoSpace)
     }
 
     /// Whole blocks; `buffers` are whole blocks each.
@@ -412,10 +412,10 @@ impl Core {
         Ok(true)
     }
 
-    /// Looks for space: held by disks that took it ahead, beyond the pool's end, or waiting to be free.
-    fn scrape(&self) -> Result<(), PoolError> {
+    /// Looks for space, and says whether there is any: held by disks that took it ahead, beyond the pool's end, or waiting to be free.
+    fn scrape(&self) -> Result<bool, PoolError> {
         if self.grow()? && self.space.available() > 0 {
-            return Ok(());
+            return Ok(true);
         }
         let heads: Vec<Arc<Head>> = self.catalog().heads.values().cloned().collect();
         for head in heads {
@@ -431,7 +431,7 @@ impl Core {
             self.counters.foreground_checkpoints.add(1);
             self.store(&mut commit, crate::reclaim::SHARE)?;
         }
-        Ok(())
+        Ok(self.space.available() > 0)
     }
 }
 
