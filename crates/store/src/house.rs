@@ -99,21 +99,24 @@ impl House {
         state.served.len() + state.temporary.len()
     }
 
-    /// Temporary disks that nobody holds: a process that had the pool open was killed.
+    /// Temporary disks that nobody holds and nobody is making: a process that had the pool open was killed.
     fn orphans(&self) -> Vec<String> {
         let disks = self.pool.disks();
         let state = self.state();
         let names = disks.into_iter().map(|disk| disk.name);
-        names
-            .filter(|name| name.starts_with(TEMPORARY) && !state.temporary.contains(name))
-            .collect()
+        let is_left = |name: &String| {
+            name.starts_with(TEMPORARY)
+                && !name.starts_with(operations::unfinished_prefix())
+                && !state.temporary.contains(name)
+        };
+        names.filter(is_left).collect()
     }
 
     pub(crate) fn has_orphans(&self) -> bool {
         !self.orphans().is_empty()
     }
 
-    /// Removes what nobody has adopted. An import that is under way has its disk open, and keeps it.
+    /// Removes what nobody has adopted.
     pub(crate) fn remove_orphans(&self) {
         for orphan in self.orphans() {
             tracing::info!(disk = orphan, "removed a temporary disk that was left");

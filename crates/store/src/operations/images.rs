@@ -5,6 +5,7 @@ use std::ops::ControlFlow;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use kiln_block::{BlockDevice, ByteLen, FileDevice};
@@ -35,8 +36,19 @@ impl Drop for Unfinished<'_> {
 /// A name nobody else uses.
 fn unfinished_name() -> String {
     static NEXT: AtomicU64 = AtomicU64::new(0);
-    let process = std::process::id();
-    format!("{TEMPORARY}import-{process}-{}", NEXT.fetch_add(1, Ordering::Relaxed))
+    format!("{}{}", unfinished_prefix(), NEXT.fetch_add(1, Ordering::Relaxed))
+}
+
+/// How the names of disks begin that this process has not completed yet. A number of its own tells it from
+/// processes that had the pool before: those of processes come again.
+pub(crate) fn unfinished_prefix() -> &'static str {
+    static PREFIX: OnceLock<String> = OnceLock::new();
+    PREFIX.get_or_init(|| {
+        let mut token = [0; 8];
+        // Without it, the name is as good as it can be.
+        let _ = rustix::rand::getrandom(&mut token, rustix::rand::GetRandomFlags::empty());
+        format!("{TEMPORARY}import-{:016x}-", u64::from_le_bytes(token))
+    })
 }
 
 /// What a refused image means.

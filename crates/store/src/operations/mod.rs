@@ -12,6 +12,7 @@ use std::os::fd::OwnedFd;
 use kiln_parallax::Pool;
 
 pub(crate) use files::open;
+pub(crate) use images::unfinished_prefix;
 
 use crate::error::{Refusal, StoreError, Why};
 use crate::name::TEMPORARY;

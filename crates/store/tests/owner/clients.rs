@@ -200,6 +200,11 @@ fn who_has_the_pool_open_without_answering_is_named() {
     assert!(holder.is_some_and(|holder| holder.starts_with(&own)));
 }
 
+fn import(name: &str) -> Request {
+    let file = "image".to_owned();
+    Request::Import { name: name.to_owned(), format: None, file, backing: vec![], snapshot: None }
+}
+
 #[test]
 fn files_go_through_an_owner_with_their_progress() {
     let place = Place::new();
@@ -212,15 +217,9 @@ fn files_go_through_an_owner_with_their_progress() {
     let open = || vec![File::open(&image).unwrap().into()];
     let _owner = place.own(FOREVER);
     let store = place.open();
-    let import = Request::Import {
-        name: "base".into(),
-        format: None,
-        file: "image".into(),
-        backing: vec![],
-        snapshot: None,
-    };
+    let wish = import("base");
     let mut last = Progress::default();
-    let reply = store.ask_with(import.clone(), open(), &mut |now| last = now, &Stop::new());
+    let reply = store.ask_with(wish, open(), &mut |now| last = now, &Stop::new());
     let copied = Reply::Copied { size: 64 * MIB, source_size: 64 * MIB, written: 40 * 4096 };
     assert_eq!(reply.unwrap(), copied);
     let compare = Request::Compare { name: "base".into(), file: "image".into() };
@@ -229,13 +228,7 @@ fn files_go_through_an_owner_with_their_progress() {
     let ranges = vec![Range(5 * MIB, 4096, Kind::Data)];
     assert_eq!(reply, Reply::Compared { size: 64 * MIB, file_size: 64 * MIB, ranges });
     // Somebody forgot the file.
-    let said = refusal(store.ask(Request::Import {
-        name: "other".into(),
-        format: None,
-        file: "image".into(),
-        backing: vec![],
-        snapshot: None,
-    }));
+    let said = refusal(store.ask(import("other")));
     assert!(said.text.contains("without its file"), "{said:?}");
 }
 
@@ -249,15 +242,9 @@ fn a_client_that_stops_leaves_no_half_imported_disk() {
     let store = place.open();
     let stop = Stop::new();
     stop.stop();
-    let import = Request::Import {
-        name: "base".into(),
-        format: None,
-        file: "image".into(),
-        backing: vec![],
-        snapshot: None,
-    };
+    let wish = import("base");
     let file = vec![File::open(&image).unwrap().into()];
-    let asked = store.ask_with(import, file, &mut |_| {}, &stop);
+    let asked = store.ask_with(wish, file, &mut |_| {}, &stop);
     let stopped = match &asked {
         Err(StoreError::Stopped) => true,
         Err(StoreError::Refused(refusal)) => refusal.why == Why::Stopped,
@@ -267,4 +254,29 @@ fn a_client_that_stops_leaves_no_half_imported_disk() {
     assert!(stopped, "{asked:?}");
     let left = names(&place.open());
     assert!(left.is_empty() || asked.is_ok(), "{left:?}");
+}
+
+#[test]
+fn collecting_what_was_left_does_not_take_an_import_that_is_under_way() {
+    let place = Place::new();
+    let image = place.folder.path().join("image");
+    std::fs::write(&image, vec![7; 4 << 20]).unwrap();
+    let _owner = place.own(FOREVER);
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let store = place.open();
+            while !done.load(Ordering::Acquire) {
+                store.ask(Request::Gc).unwrap();
+            }
+        });
+        let store = place.open();
+        for number in 0..4 {
+            let file = vec![File::open(&image).unwrap().into()];
+            let asked =
+                store.ask_with(import(&format!("disk-{number}")), file, &mut |_| {}, &Stop::new());
+            assert!(asked.is_ok(), "{asked:?}");
+        }
+        done.store(true, Ordering::Release);
+    });
 }
