@@ -7,6 +7,7 @@ mod doctor;
 mod errors;
 mod ext2;
 mod faults;
+mod frontends;
 mod help;
 mod history;
 mod kiln;
