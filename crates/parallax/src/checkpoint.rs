@@ -28,7 +28,7 @@ use crate::sync::{MutexGuard, RwLockWriteGuard};
 use crate::tree::{Fresh, nodes_for};
 
 /// With more dirty leaves than this, a change of the catalog is preceded by a checkpoint during which disks go on.
-pub(crate) const FEW_LEAVES: usize = 64;
+pub(crate) const FEW_LEAVES: usize = 512;
 
 /// A disk at the instant of a cut.
 pub(crate) struct Frozen {
@@ -63,6 +63,8 @@ pub(crate) fn catalog_needs(pages: u64) -> u64 {
 
 /// The pool at one instant, as far as it differs from what is stored.
 struct Cut {
+    /// Since when maps stand still for it.
+    closed: Instant,
     heads: Vec<Frozen>,
     freed: Vec<Run>,
     /// Gathered until then and not in the log, which is why nobody else may write to the log.
@@ -105,7 +107,7 @@ impl Core {
         }
         let begun = Instant::now();
         let (mut log, gate, cut) = self.cut(Share::NONE)?;
-        let outcome = self.conclude(commit, cut, Some((gate, &begun)), Share::NONE, None, change);
+        let outcome = self.conclude(commit, cut, Some(gate), Share::NONE, None, change);
         outcome.map(|(outcome, cut)| {
             self.shorten(&mut log, &cut);
             self.counters.checkpoint_time.add(nanos(begun.elapsed()));
@@ -128,7 +130,7 @@ impl Core {
         let begun = Instant::now();
         let (mut log, gate, mut cut) = self.cut(share)?;
         drop(gate);
-        self.stood_still(&begun);
+        self.stood_still(&cut.closed);
         // With these in the log, a flush of what comes later does not depend on this checkpoint.
         let records = cut.records.take().unwrap_or_default();
         match self.write_batch(&mut log, &records, cut.upto) {
@@ -166,6 +168,7 @@ impl Core {
             self.grow()?;
         }
         let log = self.log();
+        let closed = Instant::now();
         let gate = self.close();
         let heads = std::mem::take(&mut *self.changed());
         let nodes: u64 = heads.values().map(|head| nodes_for(&head.dirty().leaves)).sum();
@@ -184,6 +187,7 @@ impl Core {
         let heads = heads.into_values().map(|head| self.freeze(head)).collect();
         let (records, upto) = self.gathering.take();
         let mut cut = Cut {
+            closed,
             heads,
             freed: self.space.take_freed(),
             records: Some(records),
@@ -278,7 +282,7 @@ impl Core {
         &'a self,
         commit: &mut Commit,
         cut: Cut,
-        gate: Option<(RwLockWriteGuard<'a, ()>, &Instant)>,
+        gate: Option<RwLockWriteGuard<'a, ()>>,
         share: Share,
         bits: Option<&mut Vec<u64>>,
         change: impl FnOnce(&Core, &mut Catalog) -> Result<T, PoolError>,
@@ -327,9 +331,9 @@ impl Core {
         self.space.go_on();
         drop(catalog);
         self.take_over(moves, gate.is_none());
-        if let Some((gate, begun)) = gate {
+        if let Some(gate) = gate {
             drop(gate);
-            self.stood_still(begun);
+            self.stood_still(&cut.closed);
         }
         self.release_aside();
         let stored = stored.and_then(|(pages, superblock)| self.write_out(pages, &superblock));

