@@ -13,7 +13,7 @@ TARGET := $(or $(CARGO_TARGET_DIR),target)
 KILN   := $(TARGET)/release/kiln
 PREFIX ?= /usr/local
 # A scenario's own disks and kernel come from its file; this is what `make demo` runs, in order.
-DEMO   := btrfs-smoke ext4-smoke xfs-smoke btrfs-raid5-scrub
+DEMO   := btrfs-smoke ext4-smoke xfs-smoke btrfs-raid5-scrub many-clones
 CARGO_BENCHES := $(wildcard crates/*/benches/*.rs)
 
 export PATH := $(abspath $(TARGET))/tools/bin:$(PATH):/usr/sbin:/sbin
@@ -26,7 +26,7 @@ export PATH := $(abspath $(TARGET))/tools/bin:$(PATH):/usr/sbin:/sbin
 help: ## Say what can be made
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-demo: build ## From nothing to a report: install, build, fetch a kernel, run four scenarios in VMs
+demo: build ## From nothing to a report: install, build, fetch a kernel, run five scenarios in VMs
 	@script/demo $(KILN) $(DEMO)
 
 test: ## Everything that must hold before a change lands (script/test --help names the steps)

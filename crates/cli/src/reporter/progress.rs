@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use kiln_model::StageName;
 use kiln_model::event::{Event, Happening};
 
 use super::{Reporter, rows};
@@ -16,6 +17,8 @@ pub(crate) struct Progress {
     bar: ProgressBar,
     now: ProgressBar,
     stages: u64,
+    /// What runs now, in the order in which it began.
+    running: Vec<StageName>,
 }
 
 impl Progress {
@@ -28,7 +31,18 @@ impl Progress {
         let view = MultiProgress::with_draw_target(target);
         let bar = view.add(ProgressBar::no_length());
         let now = view.add(ProgressBar::no_length());
-        Progress { view, bar, now, stages: 0 }
+        Progress { view, bar, now, stages: 0, running: Vec::new() }
+    }
+
+    /// Says which stages run; several machines run several.
+    fn now_running(&mut self) {
+        let names: Vec<&str> = self.running.iter().map(StageName::as_str).collect();
+        let names = names.join(", ");
+        match self.running.len() {
+            0 => self.now("between stages"),
+            1..=2 => self.now(&names),
+            count => self.now(&format!("{count} stages: {}", hostile::cut(&names, 40))),
+        }
     }
 
     /// Says what goes on now; the age starts anew.
@@ -64,7 +78,8 @@ impl Reporter for Progress {
             }
             Happening::VmStarted { vm, .. } => self.now(&format!("booting machine {vm}")),
             Happening::StageStarted { stage, .. } => {
-                self.now(stage.as_str());
+                self.running.push(stage.clone());
+                self.now_running();
             }
             Happening::Output { text, .. } => {
                 if let Some(line) = hostile::last_line(text) {
@@ -72,9 +87,10 @@ impl Reporter for Progress {
                     self.now.set_message(hostile::cut(&line, 400).into_owned());
                 }
             }
-            Happening::StageEnded { .. } => {
+            Happening::StageEnded { stage, .. } => {
                 self.bar.inc(1);
-                self.now("between stages");
+                self.running.retain(|running| running != stage);
+                self.now_running();
             }
             Happening::RunEnded { .. } => self.close(),
             _ => {}

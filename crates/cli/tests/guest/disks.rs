@@ -107,6 +107,43 @@ fn a_guests_ext4_and_btrfs_survive_owners_that_are_killed_while_they_write() {
     nothing_temporary_is_left(&room);
 }
 
+/// Somebody else has the pool from the moment its owner is killed, and does not let go.
+#[test]
+fn an_owner_that_nobody_can_replace_breaks_the_stage_and_blames_no_kernel() {
+    let room = Room::new();
+    let mut run = room.start(
+        "name = \"orphaned\"\n[guest]\ninclude = [\"base\"]\n[vm]\nmemory = \"256M\"\nboot_timeout = \"4m\"\n\
+         hang_timeout = \"4m\"\n[[disks]]\nsize = \"64M\"\n[[stages]]\nname = \"write\"\n\
+         run = \"echo round 1.; while :; do dd if=/dev/zero of=/dev/disk/by-id/virtio-disk bs=64k conv=fsync; done\"\n",
+    );
+    until_round(&mut run, 1);
+    let pid = owner(&room);
+    let file = std::fs::File::open(pool(&room)).unwrap();
+    let waiting = std::thread::spawn(move || {
+        rustix::fs::flock(&file, rustix::fs::FlockOperation::LockExclusive).unwrap();
+        file
+    });
+    // The kernel gives the lock to whoever has waited longest.
+    while !waits_for_a_lock(std::process::id()) {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    kill(pid);
+    let held = waiting.join().unwrap();
+    let (status, events) = run.end();
+    drop(held);
+    assert_eq!(status.code(), Some(103), "{events:#?}");
+    let outcomes = room.outcomes();
+    assert!(outcomes[0].starts_with("write: broken (the owner of pool "), "{outcomes:?}");
+    room.nothing_is_left();
+}
+
+fn waits_for_a_lock(pid: u32) -> bool {
+    let locks = std::fs::read_to_string("/proc/locks").unwrap();
+    // `1: -> FLOCK ADVISORY WRITE 4711 …` waits for what is above it.
+    let waiting = format!(" {pid} ");
+    locks.lines().any(|line| line.contains("-> FLOCK") && line.contains(&waiting))
+}
+
 /// What the guest had not flushed may be gone, as after a power cut; the file systems are whole.
 #[test]
 fn the_file_systems_of_a_killed_machine_are_whole_in_a_shell_of_its_stage() {

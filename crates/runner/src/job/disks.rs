@@ -20,6 +20,8 @@ use crate::chain::chain;
 
 /// How long the next owner of a pool is looked for. Until then nobody takes the disks away.
 const RETURN: Duration = Duration::from_secs(9);
+/// How long one attempt may wait for a pool that others have open.
+const HASTE: Duration = Duration::from_secs(3);
 /// Between two attempts.
 const PAUSE: Duration = Duration::from_millis(100);
 /// A pool with less than this is full to whoever writes more than a block.
@@ -52,6 +54,11 @@ impl PoolAccess {
             true => Store::open(pool, &self.start),
             false => Store::owner(pool, &self.start),
         }
+    }
+
+    /// The same, for who cannot wait long while others have it open.
+    fn hasty(&self) -> PoolAccess {
+        PoolAccess { start: self.start.clone().patience(HASTE), inside: self.inside }
     }
 }
 
@@ -135,6 +142,7 @@ impl DiskSource {
         };
         let folder = kiln_store::private_folder()
             .map_err(|error| format!("cannot make a folder for sockets: {error}"))?;
+        sweep(&folder);
         let mut disks = Vec::new();
         for disk in &spec.disks {
             let socket = folder.join(format!("{}-{}.sock", unique(), disk.serial));
@@ -158,6 +166,19 @@ impl DiskSource {
             .spawn(move || theirs.watch(&until, &on_loss))
             .map_err(thread)?;
         Ok(Disks { held, keeper: Some(keeper), enough })
+    }
+}
+
+/// Removes the sockets of processes that are gone together with the owner that would have removed them.
+fn sweep(folder: &Path) {
+    for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let pid = name.to_str().and_then(|name| name.strip_suffix(".sock")?.split('-').next());
+        let pid = pid.and_then(|pid| pid.parse::<u32>().ok());
+        if pid.is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists()) {
+            // Somebody else may have been quicker.
+            let _ = std::fs::remove_file(entry.path());
+        }
     }
 }
 
@@ -234,7 +255,7 @@ impl Held {
     }
 
     fn adopted(&self) -> Result<Lease, StoreError> {
-        let mut lease = self.access.open(&self.pool)?.lease()?;
+        let mut lease = self.access.hasty().open(&self.pool)?.lease()?;
         for disk in &self.disks {
             lease.adopt(&disk.name)?;
             serve(&mut lease, disk)?;
@@ -344,6 +365,12 @@ impl Drop for Disks {
         if let Some(keeper) = self.keeper.take() {
             // A panic there has been told on stderr.
             let _ = keeper.join();
+        }
+        if self.held.lost().is_some() {
+            // No owner is there to do it.
+            for disk in &self.held.disks {
+                let _ = std::fs::remove_file(&disk.socket);
+            }
         }
     }
 }
