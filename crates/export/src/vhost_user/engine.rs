@@ -16,6 +16,8 @@ use rustix::buffer::spare_capacity;
 use rustix::event::epoll;
 use rustix::event::{EventfdFlags, Timespec, eventfd};
 
+use vm_memory::GuestAddress;
+
 use super::chain::Chain;
 use super::disk::{Disk, Done, Memory};
 use super::ring::{Ring, Setup};
@@ -24,6 +26,10 @@ use super::ring::{Ring, Setup};
 const MOST_THREADS: usize = 8;
 /// Requests that are given back together.
 const BATCH: usize = 32;
+/// One in so many requests waits for company although that did not pay lately.
+const TRIAL: u32 = 64;
+/// Disappointments in a row after which nobody waits.
+const MOST_TRUST: u32 = 8;
 /// How long what a guest wrote may take to be seen here, and a hundred times that.
 const MOMENT: Duration = Duration::from_millis(1);
 /// Bytes after which a batch is given back, so that nobody waits for its neighbours' long copies.
@@ -42,9 +48,11 @@ struct Engine {
     memory: Memory,
     /// The guest never said that it flushes.
     always_durable: bool,
-    poll: Duration,
+    gather: Duration,
     lead: Mutex<()>,
     ring: Mutex<Ring>,
+    /// The descriptors, and how many there are.
+    table: (GuestAddress, u16),
     epoll: OwnedFd,
     /// Written to when the queue stops; in the epoll set, and never read.
     enough: OwnedFd,
@@ -60,7 +68,7 @@ pub(crate) struct Parts {
     pub(crate) disk: Arc<Disk>,
     pub(crate) memory: Memory,
     pub(crate) always_durable: bool,
-    pub(crate) poll: Duration,
+    pub(crate) gather: Duration,
     pub(crate) ring: Ring,
 }
 
@@ -80,8 +88,9 @@ impl Running {
             disk: parts.disk,
             memory: parts.memory,
             always_durable: parts.always_durable,
-            poll: parts.poll,
+            gather: parts.gather,
             lead: Mutex::new(()),
+            table: parts.ring.table(),
             ring: Mutex::new(parts.ring),
             epoll,
             enough,
@@ -145,7 +154,7 @@ impl Engine {
         let mut chain = Chain::new();
         let mut buffer = Vec::new();
         let (mut heads, mut work) = (Vec::with_capacity(BATCH), Work::default());
-        let (table, size) = self.ring().table();
+        let mut company = Company::default();
         loop {
             self.waiting.fetch_add(1, Ordering::SeqCst);
             let lead = self.lead.lock().unwrap_or_else(PoisonError::into_inner);
@@ -158,23 +167,16 @@ impl Engine {
             if !brisk {
                 self.pass_on(&mut lead);
             }
-            for head in heads.drain(..) {
-                let durable = self.always_durable || !self.disk.cache_is_volatile();
-                let done = match chain.fill(&self.memory.guest, table, size, head) {
-                    Ok(()) => self.disk.carry_out(&chain, &self.memory, &mut buffer, durable),
-                    Err(_) => Done::malformed(),
-                };
-                work.unsettled |= done.wrote;
-                if done.needs_flush {
-                    work.unflushed.push((head, done));
-                    continue;
+            loop {
+                for head in heads.drain(..) {
+                    self.carry_out(head, &mut chain, &mut buffer, &mut work);
                 }
-                let written = done.tell(&self.memory, true);
-                work.finished.push((head, written));
-                work.bytes += u64::from(written);
-                if work.bytes >= BATCH_BYTES {
-                    self.give_back(&mut work);
+                let full = work.finished.len() + work.unflushed.len() >= BATCH;
+                if full || lead.is_none() || !work.unflushed.is_empty() || !company.expected(&self)
+                {
+                    break;
                 }
+                self.ring().take(BATCH - work.finished.len(), &mut heads);
             }
             self.give_back(&mut work);
             if !work.unflushed.is_empty() {
@@ -188,6 +190,25 @@ impl Engine {
                 }
                 self.give_back(&mut work);
             }
+        }
+    }
+
+    fn carry_out(&self, head: u16, chain: &mut Chain, buffer: &mut Vec<u8>, work: &mut Work) {
+        let durable = self.always_durable || !self.disk.cache_is_volatile();
+        let (table, size) = self.table;
+        let done = match chain.fill(&self.memory.guest, table, size, head) {
+            Ok(()) => self.disk.carry_out(chain, &self.memory, buffer, durable),
+            Err(_) => Done::malformed(),
+        };
+        if done.needs_flush {
+            work.unflushed.push((head, done));
+            return;
+        }
+        let written = done.tell(&self.memory, true);
+        work.finished.push((head, written));
+        work.bytes += u64::from(written);
+        if work.bytes >= BATCH_BYTES {
+            self.give_back(work);
         }
     }
 
@@ -223,9 +244,6 @@ impl Engine {
                     return true;
                 }
             }
-            if self.poll_ring() {
-                continue;
-            }
             // Twice, for the guest that looked too early (see `Ring::tell`): a kick that it left out shows in the
             // ring long before the first wait is over.
             if self.ring().ask_for_kick()
@@ -237,30 +255,47 @@ impl Engine {
         }
     }
 
-    /// Looks for more for a while, where that was asked for.
-    fn poll_ring(&self) -> bool {
-        if self.poll.is_zero() {
-            return false;
-        }
-        let until = Instant::now() + self.poll;
-        while !self.stopping.load(Ordering::Relaxed) {
-            if self.ring().has_more() {
-                return true;
-            }
-            if Instant::now() >= until {
-                return false;
-            }
-            std::hint::spin_loop();
-        }
-        false
-    }
-
     /// How many events there were: kicks, or the queue's end.
     fn wait(&self, at_most: Option<Duration>) -> usize {
         let mut events: Vec<epoll::Event> = Vec::with_capacity(2);
         let limit = at_most.and_then(|limit| Timespec::try_from(limit).ok());
         // Interrupted or not, whoever asked looks again.
         epoll::wait(self.epoll.as_fd(), spare_capacity(&mut events), limit.as_ref()).unwrap_or(0)
+    }
+}
+
+/// Whether a request that is done should wait for another, so that the guest is told once of both.
+///
+/// Telling costs the guest far more than a request costs us. A guest that has several requests under way adds the
+/// next one soon; one that waits for each does not, so what waiting brought lately decides.
+#[derive(Debug, Default)]
+struct Company {
+    /// How much it paid lately; nobody waits at zero.
+    trust: u32,
+    skipped: u32,
+}
+
+impl Company {
+    /// Returns when another request is there, or none is to be waited for.
+    fn expected(&mut self, engine: &Engine) -> bool {
+        if self.trust == 0 {
+            self.skipped += 1;
+            if !self.skipped.is_multiple_of(TRIAL) {
+                return engine.ring().has_more();
+            }
+        }
+        let until = Instant::now() + engine.gather;
+        loop {
+            if engine.ring().has_more() {
+                self.trust = (self.trust + 4).min(MOST_TRUST);
+                return true;
+            }
+            if Instant::now() >= until {
+                self.trust = self.trust.saturating_sub(1);
+                return false;
+            }
+            std::hint::spin_loop();
+        }
     }
 }
 

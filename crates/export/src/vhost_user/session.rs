@@ -26,7 +26,7 @@ use super::ring::{MOST_ENTRIES, Ring, Setup};
 #[derive(Debug)]
 pub(crate) struct Session {
     disk: Arc<Disk>,
-    poll: Duration,
+    gather: Duration,
     features: u64,
     memory: Option<Arc<GuestMemoryMmap>>,
     /// Where the front-end sees the guest's memory, which is how it names the rings.
@@ -50,10 +50,10 @@ struct View {
 }
 
 impl Session {
-    pub(crate) fn new(disk: Arc<Disk>, queues: u16, poll: Duration) -> Session {
+    pub(crate) fn new(disk: Arc<Disk>, queues: u16, gather: Duration) -> Session {
         Session {
             disk,
-            poll,
+            gather,
             features: 0,
             memory: None,
             views: Vec::new(),
@@ -104,7 +104,7 @@ impl Session {
             disk: Arc::clone(&self.disk),
             memory,
             always_durable: !agreed(self.features, VIRTIO_BLK_F_FLUSH),
-            poll: self.poll,
+            gather: self.gather,
             ring,
         };
         let running = Running::start(parts, &queue.setup).map_err(Error::ReqHandlerError)?;
