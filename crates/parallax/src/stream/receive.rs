@@ -105,7 +105,8 @@ impl Pool {
     /// What was received in part and can be gone on with.
     pub fn partials(&self) -> Vec<Partial> {
         let mut found = Vec::new();
-        for info in self.disks().into_iter().filter(|info| info.name.starts_with(PREFIX)) {
+        let named = |name: &str| name.starts_with(PREFIX) && name.len() == PREFIX.len() + 32;
+        for info in self.disks().into_iter().filter(|info| named(&info.name)) {
             let Ok(disk) = self.open_disk(&info.name) else { continue };
             let Some(size) = info.size.get().checked_sub(BLOCK_LEN) else { continue };
             if let Ok(Some((header, position))) = read_place(&disk, size) {
