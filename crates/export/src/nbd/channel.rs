@@ -4,8 +4,10 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
+use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags, Shutdown, recv, send, shutdown, sockopt};
+use rustix::time::Timespec;
 
 /// A stream of bytes in both directions, used by many threads: one receives, one sends at a time.
 pub trait Channel: Send + Sync {
@@ -20,6 +22,11 @@ pub trait Channel: Send + Sync {
 
     /// How long a call may wait for the client; without limit if there is none.
     fn wait_at_most(&self, limit: Option<Duration>) -> io::Result<()>;
+
+    /// Whether something may be there to be received; true where nobody can tell.
+    fn may_have_more(&self) -> bool {
+        true
+    }
 }
 
 /// What the kernel is asked to hold of a connection; it may hold less.
@@ -79,6 +86,11 @@ impl Channel for Socket {
         sockopt::set_socket_timeout(&self.0, sockopt::Timeout::Recv, limit)?;
         sockopt::set_socket_timeout(&self.0, sockopt::Timeout::Send, limit)?;
         Ok(())
+    }
+
+    fn may_have_more(&self) -> bool {
+        let mut socket = [PollFd::new(&self.0, PollFlags::IN)];
+        !matches!(poll(&mut socket, Some(&Timespec::default())), Ok(0))
     }
 }
 

@@ -4,10 +4,11 @@
 //! the brief ones at once, from the receive buffer and into a buffer of replies that leaves with one
 //! call. A request that may take long is carried out without the role: the thread passes it on
 //! first, so others are received and answered meanwhile, and replies go out in whatever order the
-//! disk finishes. What is brief is measured, not guessed: reads and writes are while recent ones were.
+//! disk finishes. What is brief is measured, not guessed: reads and writes are while recent ones were. A flush is not,
+//! but a client that waits for its flushes and asks nothing meanwhile is not worth another thread.
 
 use std::io;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread::{self, Scope};
 use std::time::Instant;
@@ -27,6 +28,8 @@ use crate::pace::{BRIEF_READ, BRIEF_WRITE, Pace};
 const MOST_THREADS: usize = 16;
 /// The largest read or write that is carried out while others wait.
 const BRIEF_LEN: u32 = 64 << 10;
+/// Flushes in a row during which a client asked for nothing else, from which on it is believed to wait for them.
+const PATIENT: u32 = 8;
 /// Replies that may wait for each other, so that the client and the server work at the same time.
 const STAGED_REPLIES: u32 = 16;
 
@@ -60,6 +63,8 @@ pub(crate) fn transmit<C: Channel>(channel: &C, input: Input, agreement: &Agreem
         threads: AtomicUsize::new(1),
         reads: Pace::of(BRIEF_READ),
         writes: Pace::of(BRIEF_WRITE),
+        received: AtomicU64::new(0),
+        alone: AtomicU32::new(0),
     };
     thread::scope(|scope| connection.attend(scope));
 }
@@ -77,6 +82,10 @@ struct Connection<'a, C> {
     threads: AtomicUsize,
     reads: Pace,
     writes: Pace,
+    /// Requests so far.
+    received: AtomicU64,
+    /// Flushes in a row during which nothing else came.
+    alone: AtomicU32,
 }
 
 /// What the thread in charge of receiving works with.
@@ -168,6 +177,10 @@ impl<C: Channel> Connection<'_, C> {
                         Some(Work { request, payload: Some(payload) })
                     }
                 },
+                Command::Flush => match self.flush_at_once(role, &request)? {
+                    true => continue,
+                    false => Some(Work { request, payload: None }),
+                },
                 _ => Some(Work { request, payload: None }),
             };
             self.send_stage(&mut role.stage)?;
@@ -191,6 +204,7 @@ impl<C: Channel> Connection<'_, C> {
             return Err(io::ErrorKind::InvalidData.into());
         }
         role.input.used(REQUEST_LEN);
+        self.received.fetch_add(1, Ordering::Relaxed);
         Ok(Some(request))
     }
 
@@ -261,6 +275,30 @@ impl<C: Channel> Connection<'_, C> {
         Ok(true)
     }
 
+    /// Flushes with the role, if the client does nothing but wait: handing the role to another thread and back takes
+    /// as long as a flush of a fast disk.
+    fn flush_at_once(&self, role: &mut Role, request: &Request) -> io::Result<bool> {
+        let idle = self.idle.load(Ordering::SeqCst);
+        let busy = self.threads.load(Ordering::SeqCst).saturating_sub(idle) > 1;
+        let patient = self.alone.load(Ordering::Relaxed) >= PATIENT;
+        if !patient || busy || !role.input.held().is_empty() {
+            return Ok(false);
+        }
+        self.send_stage(&mut role.stage)?;
+        let checked = self.disk.check(request);
+        let done = checked.and_then(|()| self.disk.carry_out(request, &self.buffers));
+        self.note_flush(!self.channel.may_have_more());
+        self.answer(request, done)?;
+        Ok(true)
+    }
+
+    /// Whether nothing else came during a flush.
+    fn note_flush(&self, alone: bool) {
+        // Threads may overwrite each other's note: those of a client that has several are none the worse.
+        let before = self.alone.load(Ordering::Relaxed);
+        self.alone.store(if alone { before.saturating_add(1) } else { 0 }, Ordering::Relaxed);
+    }
+
     fn receive_payload(&self, role: &mut Role, request: &Request) -> io::Result<Buffer<'_>> {
         let len = usize::try_from(request.len).unwrap_or(usize::MAX);
         // Both may wait, for memory and for the client, who may be waiting for these replies.
@@ -324,10 +362,20 @@ impl<C: Channel> Connection<'_, C> {
                 }
                 self.disk.make_durable(&request)
             }
+            Command::Flush => {
+                let before = self.received.load(Ordering::Relaxed);
+                let done = self.disk.carry_out(&request, &self.buffers);
+                self.note_flush(self.received.load(Ordering::Relaxed) == before);
+                done
+            }
             _ => self.disk.carry_out(&request, &self.buffers),
         });
         // The memory of a write is free for the next one before its reply is out.
         drop(payload);
+        self.answer(&request, done)
+    }
+
+    fn answer(&self, request: &Request, done: Result<Reply<'_>, Failure>) -> io::Result<()> {
         match done {
             Ok(Reply::Done) => {
                 let mut bytes = [0; SIMPLE_LEN];
@@ -336,7 +384,7 @@ impl<C: Channel> Connection<'_, C> {
             }
             Ok(Reply::Buffer(bytes, len)) => self.send(&bytes[..len]),
             Ok(Reply::Bytes(bytes)) => self.send(&bytes),
-            Err(failure) => self.send(&self.disk.failure(&request, &failure)),
+            Err(failure) => self.send(&self.disk.failure(request, &failure)),
         }
     }
 }

@@ -1,10 +1,13 @@
 //! Many requests at once, on one connection and on several, and stopping in the middle.
 
-use std::sync::Arc;
+use std::io::{IoSlice, IoSliceMut};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex};
+use std::thread::ThreadId;
 use std::time::Duration;
 
 use kiln_block::testing::{CrashDisk, Dice};
-use kiln_block::{BlockDevice, ByteLen, ByteOffset, MemoryDevice};
+use kiln_block::{BlockDevice, ByteLen, ByteOffset, DeviceError, MemoryDevice};
 use kiln_export::nbd::Server;
 
 use crate::client::*;
@@ -168,4 +171,77 @@ fn idle_clients_do_not_hold_up_stopping() {
     assert_eq!(server.stop(Duration::from_secs(600)), 0);
     negotiating.cut_off();
     idle.cut_off();
+}
+
+/// A disk that remembers which thread flushed it, and whose flushes can be made to wait for a read.
+struct Attended {
+    inner: MemoryDevice,
+    flushed_by: Mutex<Vec<ThreadId>>,
+    waits: AtomicBool,
+    reads: (Mutex<u32>, Condvar),
+}
+
+impl BlockDevice for Attended {
+    fn size(&self) -> ByteLen {
+        self.inner.size()
+    }
+
+    fn read_vectored_at(
+        &self,
+        at: ByteOffset,
+        buffers: &mut [IoSliceMut<'_>],
+    ) -> Result<(), DeviceError> {
+        *self.reads.0.lock().unwrap() += 1;
+        self.reads.1.notify_all();
+        self.inner.read_vectored_at(at, buffers)
+    }
+
+    fn write_vectored_at(
+        &self,
+        at: ByteOffset,
+        buffers: &[IoSlice<'_>],
+    ) -> Result<(), DeviceError> {
+        self.inner.write_vectored_at(at, buffers)
+    }
+
+    fn discard(&self, at: ByteOffset, len: ByteLen) -> Result<(), DeviceError> {
+        self.inner.discard(at, len)
+    }
+
+    fn write_zeroes(&self, at: ByteOffset, len: ByteLen, keep: bool) -> Result<(), DeviceError> {
+        self.inner.write_zeroes(at, len, keep)
+    }
+
+    fn flush(&self) -> Result<(), DeviceError> {
+        self.flushed_by.lock().unwrap().push(std::thread::current().id());
+        if self.waits.load(Ordering::SeqCst) {
+            let reads = self.reads.0.lock().unwrap();
+            let _reads = self.reads.1.wait_while(reads, |reads| *reads == 0).unwrap();
+        }
+        Ok(())
+    }
+}
+
+#[test]
+fn who_only_waits_for_flushes_is_served_by_one_thread_and_who_asks_for_more_is_not() {
+    let disk = Arc::new(Attended {
+        inner: MemoryDevice::new(ByteLen::mib(1)),
+        flushed_by: Mutex::default(),
+        waits: AtomicBool::new(false),
+        reads: (Mutex::new(0), Condvar::new()),
+    });
+    let mut client = Client::with_disk(&one(disk.clone()), false);
+    for _ in 0..40 {
+        assert_eq!(client.write(0, 0, &[7; 4096]), 0);
+        assert_eq!(client.ask(FLUSH, 0, 0, 0), 0);
+    }
+    let threads = disk.flushed_by.lock().unwrap().clone();
+    assert!(threads[20..].iter().all(|thread| *thread == threads[20]), "{threads:?}");
+    // Both arrive together, and the flush cannot end before the read is carried out.
+    disk.waits.store(true, Ordering::SeqCst);
+    client.send(&[request(FLUSH, 0, 1, 0, 0), request(CACHE, 0, 2, 0, 512)].concat());
+    let mut cookies = [client.reply().cookie(), client.reply().cookie()];
+    cookies.sort_unstable();
+    assert_eq!(cookies, [1, 2]);
+    client.hung_up();
 }
