@@ -279,7 +279,7 @@ impl Company {
     /// Returns when another request is there, or none is to be waited for.
     fn expected(&mut self, engine: &Engine) -> bool {
         if self.trust == 0 {
-            self.skipped += 1;
+            self.skipped = self.skipped.wrapping_add(1);
             if !self.skipped.is_multiple_of(TRIAL) {
                 return engine.ring().has_more();
             }
