@@ -180,8 +180,15 @@ impl Space {
         let start = self.aligned(&hand.busy, start, want).unwrap_or(start);
         let mut len = 0;
         while len < want && start + len < self.end() && !bit(&hand.busy, start + len) {
-            hand.busy[index((start + len) / 64)] |= 1 << ((start + len) % 64);
             len += 1;
+        }
+        // A short piece at the end would leave the requests after it unaligned; a full pool cannot be choosy.
+        let roomy = hand.free > self.reserve() + 4 * want;
+        if len < want && len > ALIGNED && roomy {
+            len -= len % ALIGNED;
+        }
+        for (word, mask) in words_of(Run { start, len }) {
+            hand.busy[word] |= mask;
         }
         hand.free -= len;
         hand.next = start + len;
