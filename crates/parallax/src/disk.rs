@@ -19,7 +19,7 @@ use crate::format::{BLOCK, BLOCK_LEN, index};
 use crate::head::Head;
 use crate::node::{Entry, FANOUT};
 use crate::opened::Opened;
-use crate::space::Run;
+use crate::space::{ALIGNED, Run};
 use crate::sync::PoisonError;
 use crate::sync::atomic::Ordering;
 
@@ -202,6 +202,13 @@ impl Disk {
     fn fresh_blocks(&self, want: u64) -> Result<Run, PoolError> {
         loop {
             let mut lease = self.head.lease.lock().unwrap_or_else(PoisonError::into_inner);
+            let skipped = (lease.start.next_multiple_of(ALIGNED) - lease.start).min(lease.len);
+            // What a short request left would make every long one after it unaligned.
+            if want >= ALIGNED && skipped > 0 && self.core.space.available() > 4 * LEASE {
+                self.core.space.give_back(Run { start: lease.start, len: skipped });
+                lease.start += skipped;
+                lease.len -= skipped;
+            }
             if lease.len == 0
                 && let Some(run) = self.core.space.take(LEASE.max(want))
             {

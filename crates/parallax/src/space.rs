@@ -17,7 +17,7 @@ use crate::sync::{Mutex, MutexGuard, PoisonError};
 const PAGE_WORDS: u64 = MAP_BITS / 64;
 
 /// Blocks of a request that is worth an aligned place: 64 KiB.
-const ALIGNED: u64 = 16;
+pub(crate) const ALIGNED: u64 = 16;
 /// How many places are looked at for one.
 const ALIGNED_TRIES: usize = 64;
 
