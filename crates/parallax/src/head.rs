@@ -61,6 +61,8 @@ pub(crate) struct Head {
     dirty: Mutex<Dirty>,
     /// Blocks taken ahead, so that what is written one after the other lies together.
     pub(crate) lease: Mutex<Run>,
+    /// Flushes since blocks were taken ahead.
+    pub(crate) flushes: AtomicU64,
     /// Shared with everybody who has it open.
     pub(crate) users: Arc<()>,
 }
@@ -79,6 +81,7 @@ impl Head {
             place: RwLock::new(Place { root: state.root, floor, merged: None }),
             dirty: Mutex::default(),
             lease: Mutex::default(),
+            flushes: AtomicU64::new(0),
             users: Arc::default(),
         }
     }

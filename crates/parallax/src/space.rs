@@ -34,6 +34,8 @@ struct Hand {
     /// Where the search goes on, so that what is written together lies together.
     next: u64,
     free: u64,
+    /// Nothing from here on was handed out since the pool was opened, nor was in use then.
+    virgin: u64,
 }
 
 /// A change of what is in use that waits for a checkpoint to have copied the rest.
@@ -87,13 +89,15 @@ impl Space {
             busy[index(block / 64)] |= 1 << (block % 64);
         }
         let free = busy.iter().map(|word| u64::from(word.count_zeros())).sum();
+        let last = stored.iter().rposition(|word| *word != 0).map_or(0, |word| word as u64 + 1);
+        let virgin = (last * 64).max(layout.data_start);
         Space {
             first: layout.data_start,
             end: AtomicU64::new(layout.blocks),
             reserve: AtomicU64::new(reserve_of(layout.blocks - layout.data_start)),
             used,
             stale: (0..pages).map(|_| AtomicU8::new(3)).collect(),
-            hand: Mutex::new(Hand { busy, next: layout.data_start, free }),
+            hand: Mutex::new(Hand { busy, next: layout.data_start, free, virgin }),
             freed: Mutex::new(Vec::new()),
             waiting: AtomicU64::new(0),
             standing: AtomicBool::new(false),
@@ -159,11 +163,13 @@ impl Space {
         }
     }
 
-    /// Blocks for data, at most `want` in a row.
-    pub(crate) fn take(&self, want: u64) -> Option<Run> {
+    /// Blocks for data, at most `want` in a row, and whether some of them may never have been written to.
+    pub(crate) fn take(&self, want: u64) -> Option<(Run, bool)> {
         let mut hand = self.hand();
         let left = hand.free.checked_sub(self.reserve()).filter(|left| *left > 0)?;
-        self.find(&mut hand, want.min(left))
+        let virgin = hand.virgin;
+        let run = self.find(&mut hand, want.min(left))?;
+        Some((run, run.start + run.len > virgin))
     }
 
     /// Blocks for metadata, which may use the reserve.
@@ -192,6 +198,7 @@ impl Space {
         }
         hand.free -= len;
         hand.next = start + len;
+        hand.virgin = hand.virgin.max(start + len);
         Some(Run { start, len })
     }
 
@@ -492,16 +499,16 @@ mod tests {
     fn what_was_unmapped_is_not_handed_out_before_a_checkpoint() {
         let space = space();
         let mut taken = Vec::new();
-        while let Some(run) = space.take(100) {
+        while let Some((run, _)) = space.take(100) {
             taken.extend(run.start..run.start + run.len);
         }
         taken.iter().for_each(|block| space.set_stored(*block));
         assert_eq!(space.available(), 0);
         space.unmap(&taken[10..20]);
-        assert_eq!(space.take(1), None, "a power cut may bring the old map back");
+        assert!(space.take(1).is_none(), "a power cut may bring the old map back");
         let freed = space.take_freed();
         space.settle(&freed);
-        assert_eq!(space.take(100).map(|run| run.len), Some(10));
+        assert_eq!(space.take(100).map(|(run, _)| run.len), Some(10));
     }
 
     #[test]

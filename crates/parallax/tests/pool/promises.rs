@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use kiln_block::testing::{Abilities, Dice, conforms};
 use kiln_block::{BlockDevice, ByteLen, ByteOffset, MemoryDevice};
-use kiln_parallax::{DiskOptions, Durability, Pool};
+use kiln_parallax::{DiskOptions, Durability, Pool, PoolOptions};
 
 use crate::world::{Model, Op, any_op, model_of, pool_on, rounds, small, step};
 
@@ -88,4 +88,24 @@ fn a_pool_agrees_with_a_plain_model_whatever_is_done_to_it() {
         let report = pool.verify(true).unwrap();
         assert!(report.is_clean() && report.data_blocks < 8, "all is given back: {report:?}");
     }
+}
+
+#[test]
+fn blocks_for_a_disk_that_is_flushed_often_are_written_before_they_are_needed() {
+    let options = PoolOptions { log: ByteLen::mib(1), ..PoolOptions::default() };
+    let pool = Pool::create(Arc::new(MemoryDevice::new(ByteLen::mib(64))), &options).unwrap();
+    pool.create_disk("d", ByteLen::mib(16), &DiskOptions::default()).unwrap();
+    let disk = pool.open_disk("d").unwrap();
+    let written = || pool.stats().data_written.get() >> 12;
+    for block in 0..600 {
+        disk.write_at(ByteOffset::new(block << 12), &[7; 4096]).unwrap();
+        if block % 2 == 0 {
+            disk.flush().unwrap();
+        }
+    }
+    assert_eq!(written(), 600 + 512, "a MiB at a time, from the second on");
+    for block in 600..1400 {
+        disk.write_at(ByteOffset::new(block << 12), &[7; 4096]).unwrap();
+    }
+    assert!(written() <= 1400 + 768, "no more once nobody waits for flushes");
 }
