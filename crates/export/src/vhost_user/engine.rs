@@ -200,6 +200,7 @@ impl Engine {
             Ok(()) => self.disk.carry_out(chain, &self.memory, buffer, durable),
             Err(_) => Done::malformed(),
         };
+        work.unsettled |= done.wrote;
         if done.needs_flush {
             work.unflushed.push((head, done));
             return;
