@@ -13,7 +13,8 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Refusal, StoreError};
 use crate::frame::{self, FrameError};
 use crate::place::Place;
-use crate::request::{Progress, Reply, Request, Stop};
+use crate::reply::Reply;
+use crate::request::{Progress, Request, Stop};
 
 /// The version of what is said over the socket.
 pub const VERSION: u32 = 1;

@@ -9,7 +9,8 @@ use kiln_export::nbd::{Address, Clients, ListenError, Server, Tls};
 use kiln_export::{Export, Exports, fuse, ublk, vhost_user};
 
 use crate::error::{Refusal, Why};
-use crate::request::{Credentials, Frontend, Serve, Served};
+use crate::reply::Served;
+use crate::request::{Credentials, Frontend, Serve};
 
 /// How long clients' requests may take when serving ends.
 const GRACE: Duration = Duration::from_secs(10);

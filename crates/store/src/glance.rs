@@ -14,7 +14,8 @@ use kiln_block::{
 };
 use kiln_parallax::{Pool, PoolOptions};
 
-use crate::request::{Reply, Request};
+use crate::reply::Reply;
+use crate::request::Request;
 use crate::store::Store;
 
 /// The names that begin so: disks, or with an `@` a disk's snapshots. Nothing where no answer came in time, or none

@@ -18,7 +18,8 @@ use crate::frontends::Serving;
 use crate::measured::{Counters, Measured};
 use crate::name::{Name, TEMPORARY};
 use crate::operations::{self, open, operate};
-use crate::request::{DiskFigures, Progress, Reply, Request, Serve, Stop};
+use crate::reply::{DiskFigures, Reply};
+use crate::request::{Progress, Request, Serve, Stop};
 
 /// An open pool and its users.
 #[derive(Debug)]

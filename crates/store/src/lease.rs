@@ -6,7 +6,8 @@ use std::sync::Arc;
 use crate::connection::{Connection, Watch};
 use crate::error::{Refusal, StoreError, Why};
 use crate::house::{Guest, House};
-use crate::request::{Reply, Request, Serve, Served, Stop};
+use crate::reply::{Reply, Served};
+use crate::request::{Request, Serve, Stop};
 
 /// Disks that are served, and disks that are temporary. All end when it is dropped or its process ends, however that
 /// ends: the kernel closes its connection.

@@ -33,6 +33,7 @@ mod name;
 mod operations;
 mod owner;
 mod place;
+mod reply;
 mod request;
 mod store;
 
@@ -46,10 +47,12 @@ pub use name::{Name, TEMPORARY};
 pub use operations::{contents, operate};
 pub use owner::{Dismissal, Opened, Owner, detach, tell_readiness};
 pub use place::private_folder;
+pub use reply::{
+    DiskFigures, DiskStat, Kind, Node, PoolFigures, Range, Reply, Served, Snapshot, Space,
+};
 pub use request::{
-    BackingImage, Compression, Credentials, DiskFigures, DiskStat, Format, Frontend, Kind, NewDisk,
-    Node, Partial, PoolFigures, Progress, Range, Reply, Request, Serve, Served, Snapshot, Space,
-    Stop,
+    BackingImage, Compression, Credentials, Format, Frontend, NewDisk, Partial, Progress, Request,
+    Serve, Stop,
 };
 pub use store::{Start, Store};
 

@@ -125,8 +125,8 @@ pub(crate) struct Counters {
 
 impl Counters {
     /// What came together so far, for the disk of that name.
-    pub(crate) fn figures(&self, name: &str, served: bool) -> crate::request::DiskFigures {
-        crate::request::DiskFigures {
+    pub(crate) fn figures(&self, name: &str, served: bool) -> crate::reply::DiskFigures {
+        crate::reply::DiskFigures {
             name: name.to_owned(),
             served,
             size: 0,
@@ -162,7 +162,7 @@ impl Measured {
     }
 
     /// What was counted so far.
-    pub fn figures(&self, name: &str) -> crate::request::DiskFigures {
+    pub fn figures(&self, name: &str) -> crate::reply::DiskFigures {
         self.counters.figures(name, true)
     }
 }

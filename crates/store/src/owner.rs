@@ -19,7 +19,8 @@ use crate::error::{Refusal, StoreError, Why};
 use crate::frame::{self, FrameError};
 use crate::house::{Guest, House};
 use crate::place::{Listener, Place};
-use crate::request::{Progress, Reply, Request, Stop};
+use crate::reply::Reply;
+use crate::request::{Progress, Request, Stop};
 
 /// How long an owner waits for the pool while short-lived tools have it open.
 const PATIENCE: Duration = Duration::from_secs(30);

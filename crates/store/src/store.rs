@@ -18,7 +18,8 @@ use crate::error::StoreError;
 use crate::house::{Guest, House};
 use crate::lease::Lease;
 use crate::owner::{Readiness, real};
-use crate::request::{Progress, Reply, Request, Serve, Stop};
+use crate::reply::Reply;
+use crate::request::{Progress, Request, Serve, Stop};
 
 /// How an owner is started, and how long is waited for the pool.
 #[derive(Debug, Clone)]

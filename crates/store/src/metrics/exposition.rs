@@ -4,7 +4,7 @@
 use std::fmt::Write as _;
 
 use crate::measured::{Histogram, OperationFigures};
-use crate::request::{DiskFigures, PoolFigures};
+use crate::reply::{DiskFigures, PoolFigures};
 
 /// What a response with this text says it is.
 pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -199,7 +199,7 @@ impl std::fmt::Display for Seconds {
 mod tests {
     use super::super::strict::{Kind, parse};
     use super::*;
-    use crate::request::Space;
+    use crate::reply::Space;
 
     fn busy(name: &str) -> DiskFigures {
         let mut latency = vec![0; 36];

@@ -6,7 +6,8 @@ use kiln_parallax::{DiskInfo, DiskOptions, Durability, Pool};
 use super::refuse_reserved;
 use crate::error::{Refusal, StoreError, Why};
 use crate::name::Name;
-use crate::request::{DiskStat, NewDisk, Node, Reply, Snapshot};
+use crate::reply::{DiskStat, Node, Reply, Snapshot};
+use crate::request::NewDisk;
 
 /// Disks are made of whole ones.
 const BLOCK: u64 = 4096;

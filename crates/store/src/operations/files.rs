@@ -10,7 +10,8 @@ use kiln_parallax::{Disk, Pool, PoolError};
 use super::contents::{self, Named};
 use crate::error::{Refusal, StoreError, Why};
 use crate::name::Name;
-use crate::request::{Kind, Range, Reply, Stop};
+use crate::reply::{Kind, Range, Reply};
+use crate::request::Stop;
 
 /// A disk, or a snapshot that can only be read.
 pub(crate) fn open(pool: &Pool, text: &str) -> Result<Disk, PoolError> {

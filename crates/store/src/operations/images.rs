@@ -18,7 +18,8 @@ use super::files::{self, open};
 use super::pipe::Pipe;
 use crate::error::{Refusal, StoreError, Why};
 use crate::name::TEMPORARY;
-use crate::request::{BackingImage, Compression, Format, Progress, Reply, Stop};
+use crate::reply::Reply;
+use crate::request::{BackingImage, Compression, Format, Progress, Stop};
 
 /// Removes a disk that is not complete, however its making ends.
 struct Unfinished<'a> {

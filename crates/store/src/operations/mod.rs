@@ -16,7 +16,8 @@ pub(crate) use images::unfinished_prefix;
 
 use crate::error::{Refusal, StoreError, Why};
 use crate::name::TEMPORARY;
-use crate::request::{PoolFigures, Progress, Reply, Request, Space, Stop};
+use crate::reply::{PoolFigures, Reply, Space};
+use crate::request::{Progress, Request, Stop};
 
 /// Does what is asked of a pool that this process has open.
 ///

@@ -8,7 +8,8 @@ use kiln_parallax::stream::{self, ReceiveOptions, SendOptions, StreamError, Toke
 
 use super::pipe::Pipe;
 use crate::error::{Refusal, StoreError, Why};
-use crate::request::{Partial, Progress, Reply, Stop};
+use crate::reply::Reply;
+use crate::request::{Partial, Progress, Stop};
 
 /// What of a snapshot is sent, and how.
 pub(super) struct What {
