@@ -385,7 +385,13 @@ fn read(socket: &OwnedFd, tell: &mpsc::SyncSender<Came>, stop: &Stop) {
         }
         match tell.try_send(came) {
             Ok(()) if !last => {}
-            Ok(()) | Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => break,
+            Err(TrySendError::Full(_)) => {
+                // It does not wait for answers and may not listen for them either: whoever is telling it one would
+                // wait for ever, and so would it, for nobody reads any more what it asks.
+                let _ = shutdown(socket, Shutdown::Both);
+                break;
+            }
+            Ok(()) | Err(TrySendError::Disconnected(_)) => break,
         }
     }
     stop.stop();
