@@ -6,6 +6,7 @@
 //! that every implementation passes, and the disks that fail and crash on purpose.
 
 mod device;
+mod extents;
 mod file;
 mod memory;
 mod read_only;
@@ -15,6 +16,7 @@ mod units;
 mod zero;
 
 pub use device::{BlockDevice, DeviceError, Extent, ExtentKind, buffers_len, check_range};
+pub use extents::Extents;
 pub use file::{FileDevice, OpenFileError};
 pub use memory::MemoryDevice;
 pub use read_only::{BlockSource, ReadOnly, ZeroDevice, zeros};

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{PoisonError, RwLock};
 
 use crate::device::{buffers_len, check_range};
-use crate::{BlockDevice, ByteLen, ByteOffset, DeviceError, Extent, ExtentKind};
+use crate::{BlockDevice, ByteLen, ByteOffset, DeviceError, Extent, ExtentKind, Extents};
 
 /// Bytes are kept in pages, so that a large empty disk costs nothing.
 const PAGE: u64 = 4096;
@@ -164,33 +164,18 @@ impl BlockDevice for MemoryDevice {
         check_range(self.size(), at, len)?;
         let pages = self.pages.read().unwrap_or_else(PoisonError::into_inner);
         let end = at.get() + len.get();
-        let mut found: Vec<Extent> = Vec::new();
-        let mut push = |from: u64, to: u64, kind: ExtentKind| {
-            if from == to {
-                return;
-            }
-            match found.last_mut() {
-                Some(last) if last.kind == kind => {
-                    last.len = ByteLen::new(to - last.at.get());
-                }
-                _ => found.push(Extent {
-                    at: ByteOffset::new(from),
-                    len: ByteLen::new(to - from),
-                    kind,
-                }),
-            }
-        };
+        let mut found = Extents::default();
         let mut cursor = at.get();
         if cursor < end {
             for (page, _) in pages.range(cursor / PAGE..=(end - 1) / PAGE) {
                 let from = (page * PAGE).max(cursor);
                 let to = ((page + 1) * PAGE).min(end);
-                push(cursor, from, ExtentKind::Hole);
-                push(from, to, ExtentKind::Data);
+                found.add(cursor, from - cursor, ExtentKind::Hole);
+                found.add(from, to - from, ExtentKind::Data);
                 cursor = to;
             }
-            push(cursor, end, ExtentKind::Hole);
+            found.add(cursor, end - cursor, ExtentKind::Hole);
         }
-        Ok(found)
+        Ok(found.into_vec())
     }
 }

@@ -11,12 +11,8 @@ pub trait BlockSource: Send + Sync {
     /// How large it is, for good.
     fn size(&self) -> ByteLen;
 
-    /// Fills the buffers from consecutive bytes; the range has been checked against the size.
-    fn read_vectored_at(
-        &self,
-        at: ByteOffset,
-        buffers: &mut [IoSliceMut<'_>],
-    ) -> Result<(), DeviceError>;
+    /// Fills a buffer; the range has been checked against the size.
+    fn read(&self, at: u64, buffer: &mut [u8]) -> Result<(), DeviceError>;
 
     /// What a range that is not empty and lies within the size holds.
     fn extents(&self, at: ByteOffset, len: ByteLen) -> Result<Vec<Extent>, DeviceError> {
@@ -40,7 +36,12 @@ impl<S: BlockSource> BlockDevice for ReadOnly<S> {
         buffers: &mut [IoSliceMut<'_>],
     ) -> Result<(), DeviceError> {
         check_range(self.size(), at, buffers_len(buffers))?;
-        self.0.read_vectored_at(at, buffers)
+        let mut at = at.get();
+        for buffer in buffers {
+            self.0.read(at, buffer)?;
+            at += buffer.len() as u64;
+        }
+        Ok(())
     }
 
     fn write_vectored_at(
@@ -92,14 +93,8 @@ impl BlockSource for ZeroDevice {
         self.0
     }
 
-    fn read_vectored_at(
-        &self,
-        _at: ByteOffset,
-        buffers: &mut [IoSliceMut<'_>],
-    ) -> Result<(), DeviceError> {
-        for buffer in buffers {
-            buffer.fill(0);
-        }
+    fn read(&self, _at: u64, buffer: &mut [u8]) -> Result<(), DeviceError> {
+        buffer.fill(0);
         Ok(())
     }
 

@@ -1,9 +1,9 @@
 //! Layers on top of each other, read as one disk.
 
 use std::fmt;
-use std::io::{IoSliceMut, Seek, Write};
+use std::io::{Seek, Write};
 
-use kiln_block::{BlockSource, ByteLen, ByteOffset, DeviceError, Extent, ExtentKind};
+use kiln_block::{BlockSource, ByteLen, ByteOffset, DeviceError, Extent, ExtentKind, Extents};
 
 use crate::compact::{self, Content, Sealing, Written};
 use crate::lsmt::{Layer, Lookup, REMOTE, SECTOR, Segment, overlay_all};
@@ -132,18 +132,6 @@ impl Stack {
         &self.segments[if within { rank - 1 } else { rank }..]
     }
 
-    /// Fills a buffer, whose range has been checked.
-    pub(crate) fn read(&self, at: u64, out: &mut [u8]) -> Result<(), DeviceError> {
-        for piece in pieces(at, out.len() as u64, self.segments_from(at / SECTOR).iter().copied()) {
-            let range = &mut out[to_index(piece.at - at)..to_index(piece.at - at + piece.len)];
-            match piece.segment {
-                Some(segment) if !segment.zeroed => self.read_stored(&segment, piece.at, range)?,
-                _ => range.fill(0),
-            }
-        }
-        Ok(())
-    }
-
     fn read_stored(&self, segment: &Segment, at: u64, out: &mut [u8]) -> Result<(), DeviceError> {
         let Some(input) = self.source(segment.source) else {
             let found = format!("there is no layer {} from the top", segment.source);
@@ -212,14 +200,11 @@ pub(crate) fn to_index(value: u64) -> usize {
 
 /// Pieces as extents, neighbours of one kind joined.
 pub(crate) fn extents(pieces: impl Iterator<Item = (u64, u64, ExtentKind)>) -> Vec<Extent> {
-    let mut found: Vec<Extent> = Vec::new();
+    let mut found = Extents::default();
     for (at, len, kind) in pieces {
-        match found.last_mut() {
-            Some(last) if last.kind == kind => last.len = ByteLen::new(last.len.get() + len),
-            _ => found.push(Extent { at: ByteOffset::new(at), len: ByteLen::new(len), kind }),
-        }
+        found.add(at, len, kind);
     }
-    found
+    found.into_vec()
 }
 
 /// What a piece holds. Zeros take no space in a layer.
@@ -235,15 +220,13 @@ impl BlockSource for Stack {
         self.size
     }
 
-    fn read_vectored_at(
-        &self,
-        at: ByteOffset,
-        buffers: &mut [IoSliceMut<'_>],
-    ) -> Result<(), DeviceError> {
-        let mut at = at.get();
-        for buffer in buffers {
-            self.read(at, buffer)?;
-            at += buffer.len() as u64;
+    fn read(&self, at: u64, out: &mut [u8]) -> Result<(), DeviceError> {
+        for piece in pieces(at, out.len() as u64, self.segments_from(at / SECTOR).iter().copied()) {
+            let range = &mut out[to_index(piece.at - at)..to_index(piece.at - at + piece.len)];
+            match piece.segment {
+                Some(segment) if !segment.zeroed => self.read_stored(&segment, piece.at, range)?,
+                _ => range.fill(0),
+            }
         }
         Ok(())
     }

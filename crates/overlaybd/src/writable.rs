@@ -6,7 +6,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use kiln_block::{
-    BlockDevice, ByteLen, ByteOffset, DeviceError, Extent, ExtentKind, buffers_len, check_range,
+    BlockDevice, BlockSource, ByteLen, ByteOffset, DeviceError, Extent, ExtentKind, buffers_len,
+    check_range,
 };
 
 use crate::compact::{Sealing, Written};
@@ -249,7 +250,7 @@ impl Writable {
         let mut from = at;
         if at < size {
             let (start, len) = (ByteOffset::new(at), ByteLen::new(size - at));
-            for extent in kiln_block::BlockSource::extents(lower, start, len)? {
+            for extent in BlockSource::extents(lower, start, len)? {
                 if extent.kind != ExtentKind::Data {
                     continue;
                 }

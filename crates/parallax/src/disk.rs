@@ -10,7 +10,8 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use kiln_block::{
-    BlockDevice, ByteLen, ByteOffset, DeviceError, Extent, ExtentKind, buffers_len, check_range,
+    BlockDevice, ByteLen, ByteOffset, DeviceError, Extent, ExtentKind, Extents, buffers_len,
+    check_range,
 };
 
 use crate::PoolError;
@@ -562,19 +563,10 @@ impl BlockDevice for Disk {
         check_range(self.size(), at, len)?;
         let fail = |error: PoolError| error.on_disk(at);
         let end = at.get() + len.get();
-        let mut found: Vec<Extent> = Vec::new();
+        let mut found = Extents::default();
         let mut add = |from: u64, to: u64, kind: ExtentKind| {
-            let (from, to) = (from.max(at.get()), to.min(end));
-            if from >= to {
-                return;
-            }
-            let len = ByteLen::new(to - from);
-            match found.last_mut() {
-                Some(last) if last.kind == kind => {
-                    last.len = ByteLen::new(last.len.get() + len.get());
-                }
-                _ => found.push(Extent { at: ByteOffset::new(from), len, kind }),
-            }
+            let from = from.max(at.get());
+            found.add(from, to.min(end).saturating_sub(from), kind);
         };
         let mut lba = at.get() / BLOCK_LEN;
         while lba * BLOCK_LEN < end {
@@ -590,7 +582,7 @@ impl BlockDevice for Disk {
                 lba += 1;
             }
         }
-        Ok(found)
+        Ok(found.into_vec())
     }
 
     fn is_read_only(&self) -> bool {

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use kiln_block::{BlockDevice, ByteLen, ByteOffset, Extent, ExtentKind};
+use kiln_block::{BlockDevice, ByteLen, Extent, ExtentKind, Extents};
 
 use crate::PoolError;
 use crate::catalog::{Catalog, Is, State, check_size};
@@ -442,26 +442,17 @@ impl Pool {
             };
             (catalog.snapshot(disk, from)?.root, new.root)
         };
-        let mut found: Vec<Extent> = Vec::new();
+        let mut found = Extents::default();
         core.differing((ROOT_LEVEL, 0), roots, &mut |leaf, a, b| {
             for ((a, b), lba) in a.table().into_iter().zip(b.table()).zip(leaf * FANOUT..) {
                 if a == b {
                     continue;
                 }
                 let kind = if b.is_hole() { ExtentKind::Hole } else { ExtentKind::Data };
-                let at = ByteOffset::new(lba * BLOCK_LEN);
-                let len = ByteLen::new(BLOCK_LEN);
-                match found.last_mut() {
-                    Some(last)
-                        if last.kind == kind && last.at.checked_add(last.len) == Some(at) =>
-                    {
-                        last.len = ByteLen::new(last.len.get() + BLOCK_LEN);
-                    }
-                    _ => found.push(Extent { at, len, kind }),
-                }
+                found.add(lba * BLOCK_LEN, BLOCK_LEN, kind);
             }
         })?;
-        Ok(found)
+        Ok(found.into_vec())
     }
 
     /// How much would become free if a disk were deleted.

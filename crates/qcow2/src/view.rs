@@ -1,10 +1,10 @@
 //! [`View`]: the disk in an image, or one of its snapshots, over what lies below.
 
-use std::io::IoSliceMut;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use kiln_block::{
-    BlockDevice, BlockSource, ByteLen, ByteOffset, DeviceError, Extent, ExtentKind, ReadOnly,
+    BlockDevice, BlockSource, ByteLen, ByteOffset, DeviceError, Extent, ExtentKind, Extents,
+    ReadOnly,
 };
 
 use crate::entry::{Content, l2_offset};
@@ -163,25 +163,6 @@ impl View {
         Ok(run)
     }
 
-    fn read_into(&self, mut at: u64, mut buffer: &mut [u8]) -> Result<(), DeviceError> {
-        while !buffer.is_empty() {
-            let run = self.run(at, buffer.len() as u64)?;
-            let len = usize::try_from(run.len).unwrap_or(buffer.len());
-            let (part, rest) = buffer.split_at_mut(len);
-            match run.content {
-                Content::Below => self.read_below(at, part)?,
-                Content::Zeros { .. } => part.fill(0),
-                Content::Stored(host) => self.read_stored(at, host, part)?,
-                Content::Compressed { at: host, len } => {
-                    self.read_compressed(at, (host, len), part)?;
-                }
-            }
-            at += run.len;
-            buffer = rest;
-        }
-        Ok(())
-    }
-
     fn read_below(&self, at: u64, part: &mut [u8]) -> Result<(), DeviceError> {
         let Some(below) = &self.below else {
             part.fill(0);
@@ -262,18 +243,18 @@ impl View {
     }
 
     /// What lies below a stretch, where this image has nothing.
-    fn extents_below(&self, at: u64, len: u64, found: &mut Vec<Extent>) -> Result<(), DeviceError> {
+    fn extents_below(&self, at: u64, len: u64, found: &mut Extents) -> Result<(), DeviceError> {
         let there = match &self.below {
             Some(below) => below.size().get().saturating_sub(at).min(len),
             None => 0,
         };
         if let (Some(below), true) = (&self.below, there > 0) {
             for extent in below.extents(ByteOffset::new(at), ByteLen::new(there))? {
-                add(found, extent);
+                found.add(extent.at.get(), extent.len.get(), extent.kind);
             }
         }
         if len > there {
-            add(found, extent(at + there, len - there, ExtentKind::Hole));
+            found.add(at + there, len - there, ExtentKind::Hole);
         }
         Ok(())
     }
@@ -287,56 +268,49 @@ fn follows(run: &Run, next: Content) -> bool {
     }
 }
 
-fn extent(at: u64, len: u64, kind: ExtentKind) -> Extent {
-    Extent { at: ByteOffset::new(at), len: ByteLen::new(len), kind }
-}
-
-fn add(found: &mut Vec<Extent>, extent: Extent) {
-    match found.last_mut() {
-        Some(last) if last.kind == extent.kind => {
-            last.len = ByteLen::new(last.len.get() + extent.len.get());
-        }
-        _ => found.push(extent),
-    }
-}
-
 impl BlockSource for View {
     fn size(&self) -> ByteLen {
         ByteLen::new(self.size)
     }
 
-    fn read_vectored_at(
-        &self,
-        at: ByteOffset,
-        buffers: &mut [IoSliceMut<'_>],
-    ) -> Result<(), DeviceError> {
-        let mut at = at.get();
-        for buffer in buffers {
-            self.read_into(at, buffer)?;
-            at += buffer.len() as u64;
+    fn read(&self, mut at: u64, mut buffer: &mut [u8]) -> Result<(), DeviceError> {
+        while !buffer.is_empty() {
+            let run = self.run(at, buffer.len() as u64)?;
+            let len = usize::try_from(run.len).unwrap_or(buffer.len());
+            let (part, rest) = buffer.split_at_mut(len);
+            match run.content {
+                Content::Below => self.read_below(at, part)?,
+                Content::Zeros { .. } => part.fill(0),
+                Content::Stored(host) => self.read_stored(at, host, part)?,
+                Content::Compressed { at: host, len } => {
+                    self.read_compressed(at, (host, len), part)?;
+                }
+            }
+            at += run.len;
+            buffer = rest;
         }
         Ok(())
     }
 
     fn extents(&self, at: ByteOffset, len: ByteLen) -> Result<Vec<Extent>, DeviceError> {
         let (mut at, end) = (at.get(), at.get() + len.get());
-        let mut found = Vec::new();
+        let mut found = Extents::default();
         while at < end {
             let run = self.run(at, end - at)?;
             match run.content {
                 Content::Below => self.extents_below(at, run.len, &mut found)?,
                 Content::Zeros { reserved: true } => {
-                    add(&mut found, extent(at, run.len, ExtentKind::Zero));
+                    found.add(at, run.len, ExtentKind::Zero);
                 }
                 Content::Zeros { reserved: false } => {
-                    add(&mut found, extent(at, run.len, ExtentKind::Hole));
+                    found.add(at, run.len, ExtentKind::Hole);
                 }
                 Content::Stored(_) | Content::Compressed { .. } => {
-                    add(&mut found, extent(at, run.len, ExtentKind::Data));
+                    found.add(at, run.len, ExtentKind::Data);
                 }
             }
             at += run.len;
         }
-        Ok(found)
+        Ok(found.into_vec())
     }
 }

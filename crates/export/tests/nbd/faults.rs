@@ -82,11 +82,8 @@ impl BlockSource for Damaged {
         ByteLen::mib(1)
     }
 
-    fn read_vectored_at(
-        &self,
-        at: ByteOffset,
-        _: &mut [std::io::IoSliceMut<'_>],
-    ) -> Result<(), DeviceError> {
+    fn read(&self, at: u64, _: &mut [u8]) -> Result<(), DeviceError> {
+        let at = ByteOffset::new(at);
         Err(DeviceError::Damaged { at, found: "disk root, block 17: wrong checksum".to_owned() })
     }
 }
@@ -116,11 +113,7 @@ impl BlockSource for Panics {
         ByteLen::mib(1)
     }
 
-    fn read_vectored_at(
-        &self,
-        _: ByteOffset,
-        _: &mut [std::io::IoSliceMut<'_>],
-    ) -> Result<(), DeviceError> {
+    fn read(&self, _: u64, _: &mut [u8]) -> Result<(), DeviceError> {
         panic!("a bug in a disk, as the test wants it")
     }
 }

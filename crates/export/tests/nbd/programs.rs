@@ -217,13 +217,8 @@ fn a_sealed_source_is_copied_through_nbd() {
         fn size(&self) -> ByteLen {
             ByteLen::mib(2)
         }
-        fn read_vectored_at(
-            &self,
-            at: ByteOffset,
-            buffers: &mut [std::io::IoSliceMut<'_>],
-        ) -> Result<(), kiln_block::DeviceError> {
-            let bytes = buffers.iter_mut().flat_map(|buffer| buffer.iter_mut());
-            for (byte, at) in bytes.zip(at.get()..) {
+        fn read(&self, at: u64, buffer: &mut [u8]) -> Result<(), kiln_block::DeviceError> {
+            for (byte, at) in buffer.iter_mut().zip(at..) {
                 *byte = at.to_le_bytes()[1] ^ at.to_le_bytes()[0];
             }
             Ok(())

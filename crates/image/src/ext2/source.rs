@@ -1,9 +1,9 @@
 //! A [`Plan`] as a disk to read from: each block is looked up, and made or fetched.
 
 use std::borrow::Cow;
-use std::io::{self, IoSliceMut};
+use std::io;
 
-use kiln_block::{BlockSource, ByteLen, ByteOffset, DeviceError, Extent, ExtentKind};
+use kiln_block::{BlockSource, ByteLen, ByteOffset, DeviceError, Extent, ExtentKind, Extents};
 
 use super::encode::index;
 use super::error::Ext2Error;
@@ -94,8 +94,27 @@ impl Plan {
             }
         }
     }
+}
 
-    fn fill(&self, at: u64, buffer: &mut [u8]) -> Result<(), DeviceError> {
+fn unreadable(at: u64) -> impl FnOnce(Ext2Error) -> DeviceError {
+    move |error| DeviceError::Io {
+        act: "read",
+        at: ByteOffset::new(at),
+        source: io::Error::other(error),
+    }
+}
+
+/// The rest of some bytes, from a place that may lie behind their end.
+fn slice_from(bytes: &[u8], at: u64) -> &[u8] {
+    usize::try_from(at).ok().and_then(|at| bytes.get(at..)).unwrap_or_default()
+}
+
+impl BlockSource for Plan {
+    fn size(&self) -> ByteLen {
+        ByteLen::new(self.geometry.blocks * BLOCK)
+    }
+
+    fn read(&self, at: u64, buffer: &mut [u8]) -> Result<(), DeviceError> {
         let mut done = 0;
         while done < buffer.len() {
             let here = at + done as u64;
@@ -123,55 +142,19 @@ impl Plan {
         }
         Ok(())
     }
-}
-
-fn unreadable(at: u64) -> impl FnOnce(Ext2Error) -> DeviceError {
-    move |error| DeviceError::Io {
-        act: "read",
-        at: ByteOffset::new(at),
-        source: io::Error::other(error),
-    }
-}
-
-/// The rest of some bytes, from a place that may lie behind their end.
-fn slice_from(bytes: &[u8], at: u64) -> &[u8] {
-    usize::try_from(at).ok().and_then(|at| bytes.get(at..)).unwrap_or_default()
-}
-
-impl BlockSource for Plan {
-    fn size(&self) -> ByteLen {
-        ByteLen::new(self.geometry.blocks * BLOCK)
-    }
-
-    fn read_vectored_at(
-        &self,
-        at: ByteOffset,
-        buffers: &mut [IoSliceMut<'_>],
-    ) -> Result<(), DeviceError> {
-        let mut at = at.get();
-        for buffer in buffers {
-            self.fill(at, buffer)?;
-            at += buffer.len() as u64;
-        }
-        Ok(())
-    }
 
     fn extents(&self, at: ByteOffset, len: ByteLen) -> Result<Vec<Extent>, DeviceError> {
         let (mut here, end) = (at.get(), at.get() + len.get());
-        let mut found: Vec<Extent> = Vec::new();
+        let mut found = Extents::default();
         while here < end {
             let (piece, blocks) = self.piece(here / BLOCK);
             let next = ((here / BLOCK + blocks) * BLOCK).min(end);
             let kind =
                 if matches!(piece, Piece::Hole) { ExtentKind::Hole } else { ExtentKind::Data };
-            let len = next - here;
-            match found.last_mut() {
-                Some(last) if last.kind == kind => last.len = ByteLen::new(last.len.get() + len),
-                _ => found.push(Extent { at: ByteOffset::new(here), len: ByteLen::new(len), kind }),
-            }
+            found.add(here, next - here, kind);
             here = next;
         }
-        Ok(found)
+        Ok(found.into_vec())
     }
 }
 

@@ -1,6 +1,5 @@
 //! Reading a ZFile: its jump table, and blocks one by one or in runs.
 
-use std::io::IoSliceMut;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -248,36 +247,6 @@ impl ZFile {
         out.copy_from_slice(&unpacked[from..from + out.len()]);
         Ok(())
     }
-
-    fn read(&self, at: u64, out: &mut [u8]) -> Result<(), DeviceError> {
-        let (mut at, mut out) = (at, out);
-        let direct = out.len() as u64 > AHEAD;
-        while !out.is_empty() {
-            let block = at / self.block_bytes();
-            let from = index(at % self.block_bytes());
-            let len = self.len_of(block);
-            let take = if direct && from == 0 && out.len() >= len {
-                // As many whole blocks as fit; the last of all may be short.
-                let mut take = index((out.len() as u64 / self.block_bytes()) * self.block_bytes());
-                let mut count = take as u64 / self.block_bytes();
-                let after = block + count;
-                if after < self.blocks() && out.len() - take >= self.len_of(after) {
-                    take += self.len_of(after);
-                    count += 1;
-                }
-                self.unpack_parallel(block, count, &mut out[..take])?;
-                self.expected.store(block + count, Ordering::Relaxed);
-                take
-            } else {
-                let take = out.len().min(len - from);
-                self.read_cached(block, from, &mut out[..take])?;
-                take
-            };
-            at += take as u64;
-            out = &mut out[take..];
-        }
-        Ok(())
-    }
 }
 
 /// A number of blocks or bytes that lies within a table or buffer in memory.
@@ -368,15 +337,32 @@ impl BlockSource for ZFile {
         ByteLen::new(self.header.content_size)
     }
 
-    fn read_vectored_at(
-        &self,
-        at: ByteOffset,
-        buffers: &mut [IoSliceMut<'_>],
-    ) -> Result<(), DeviceError> {
-        let mut at = at.get();
-        for buffer in buffers {
-            self.read(at, buffer)?;
-            at += buffer.len() as u64;
+    fn read(&self, at: u64, out: &mut [u8]) -> Result<(), DeviceError> {
+        let (mut at, mut out) = (at, out);
+        let direct = out.len() as u64 > AHEAD;
+        while !out.is_empty() {
+            let block = at / self.block_bytes();
+            let from = index(at % self.block_bytes());
+            let len = self.len_of(block);
+            let take = if direct && from == 0 && out.len() >= len {
+                // As many whole blocks as fit; the last of all may be short.
+                let mut take = index((out.len() as u64 / self.block_bytes()) * self.block_bytes());
+                let mut count = take as u64 / self.block_bytes();
+                let after = block + count;
+                if after < self.blocks() && out.len() - take >= self.len_of(after) {
+                    take += self.len_of(after);
+                    count += 1;
+                }
+                self.unpack_parallel(block, count, &mut out[..take])?;
+                self.expected.store(block + count, Ordering::Relaxed);
+                take
+            } else {
+                let take = out.len().min(len - from);
+                self.read_cached(block, from, &mut out[..take])?;
+                take
+            };
+            at += take as u64;
+            out = &mut out[take..];
         }
         Ok(())
     }

@@ -4,7 +4,9 @@ use std::io::{self, Write};
 use std::ops::Range;
 use std::sync::mpsc;
 
-use kiln_block::{BlockDevice, ByteLen, ByteOffset, DeviceError, Extent, ExtentKind, is_zero};
+use kiln_block::{
+    BlockDevice, ByteLen, ByteOffset, DeviceError, Extent, ExtentKind, Extents, is_zero,
+};
 
 use crate::error::{Refusal, StoreError, Why};
 use crate::request::Stop;
@@ -258,7 +260,7 @@ pub fn differences(
     stop: &Stop,
 ) -> Result<Vec<Extent>, ContentsError> {
     let end = old.size().max(new.size());
-    let mut found: Vec<Extent> = Vec::new();
+    let mut found = Extents::default();
     for window in (0..end).step_by(usize::try_from(WINDOW).unwrap_or(usize::MAX)) {
         let mut ranges = old.data(window, window + WINDOW)?;
         ranges.extend(new.data(window, window + WINDOW)?);
@@ -283,19 +285,11 @@ pub fn differences(
                 }
                 let zero = is_zero(b);
                 let kind = if zero { ExtentKind::Hole } else { ExtentKind::Data };
-                let (at, len) = (ByteOffset::new(at), ByteLen::new(BLOCK));
-                match found.last_mut() {
-                    Some(last)
-                        if last.kind == kind && last.at.checked_add(last.len) == Some(at) =>
-                    {
-                        last.len = ByteLen::new(last.len.get() + BLOCK);
-                    }
-                    _ => found.push(Extent { at, len, kind }),
-                }
+                found.add(at, BLOCK, kind);
             }
         }
     }
-    Ok(found)
+    Ok(found.into_vec())
 }
 
 #[cfg(test)]
