@@ -58,6 +58,16 @@ impl HostFiles {
         self.files.len()
     }
 
+    /// All folders, by number.
+    pub(super) fn folders(&self) -> &[PathBuf] {
+        &self.folders
+    }
+
+    /// All files, by number: folder, name, and as they were seen.
+    pub(super) fn files(&self) -> impl Iterator<Item = (u32, &[u8], &Stamp)> {
+        self.files.iter().map(|file| (file.folder, &*file.name, &file.stamp))
+    }
+
     /// Where a file is.
     pub(super) fn path(&self, file: u32) -> PathBuf {
         let file = &self.files[index(file)];

@@ -20,6 +20,7 @@ mod mapping;
 mod plan;
 mod scan;
 mod source;
+mod stored;
 mod superblock;
 mod tarball;
 mod tree;
@@ -28,6 +29,7 @@ mod xattr;
 
 pub use error::Ext2Error;
 pub use plan::{Options, Plan, Summary};
+pub use stored::StoredPlanError;
 pub use tree::{Time, Tree};
 pub use write::Written;
 

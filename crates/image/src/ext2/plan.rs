@@ -80,7 +80,7 @@ pub struct Plan {
     pub(super) contents: Vec<Arc<[u8]>>,
     pub(super) host: HostFiles,
     pub(super) archives: Archives,
-    notes: Vec<String>,
+    pub(super) notes: Vec<String>,
 }
 
 impl fmt::Debug for Plan {
