@@ -53,6 +53,14 @@ pub enum VmError {
     /// QEMU runs and cannot be talked to.
     #[error("QEMU started and cannot be controlled")]
     Control(#[from] QmpError),
+    /// A machine was not saved, or a saved one does not come back.
+    #[error("cannot {act} the machine: {why}")]
+    Snapshot {
+        /// `save` or `restore`.
+        act: &'static str,
+        /// Why not.
+        why: String,
+    },
     /// The machine makes no sense.
     #[error("{0}")]
     Spec(String),

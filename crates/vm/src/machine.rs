@@ -10,9 +10,9 @@
 //! that waits for QEMU's end, then for the others, so that the last event is truly the last.
 
 use std::fmt;
-use std::fs;
+use std::fs::{self, File};
 use std::io::{self, Read, Write};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{ChildStderr, Command, Stdio};
@@ -28,7 +28,8 @@ use crate::console::Recorder;
 use crate::events::{Ended, How, VmEvent, VmEvents};
 use crate::lifeline::{self, Tethered};
 use crate::qmp::{Client, QmpError};
-use crate::spec::{CONSOLE, Channels, VmSpec};
+use crate::saved::{Migration, Told};
+use crate::spec::{Beginning, CONSOLE, Channels, VmSpec};
 use crate::{VmError, listener};
 
 /// How long QEMU may take to greet; a loaded host is slow.
@@ -57,6 +58,15 @@ pub struct Vm {
     end: Arc<End>,
     waiter: Option<JoinHandle<()>>,
     started: Instant,
+    /// Its memory, if it can be saved.
+    pub(crate) memory: Option<File>,
+    pub(crate) migration: Arc<Migration>,
+}
+
+/// The file QEMU inherits for a machine's memory, and what it does with it.
+pub(crate) struct MemoryFile {
+    pub(crate) file: OwnedFd,
+    pub(crate) beginning: fn(RawFd) -> Beginning,
 }
 
 /// Whether a machine still runs.
@@ -152,6 +162,11 @@ impl Vm {
     /// # Errors
     /// When the machine makes no sense, the recording cannot be made, or QEMU does not come up; nothing is left behind.
     pub fn start(spec: &VmSpec) -> Result<Vm, VmError> {
+        Vm::launch(spec, None)
+    }
+
+    /// Starts QEMU with its memory in a file that was inherited, or in memory of its own.
+    pub(crate) fn launch(spec: &VmSpec, memory: Option<MemoryFile>) -> Result<Vm, VmError> {
         let failed = |act: &'static str, path: &Path| {
             let path = path.to_owned();
             move |source| VmError::Io { act, path, source }
@@ -169,15 +184,18 @@ impl Vm {
             agent: agent_theirs.as_raw_fd(),
         };
         let mut command = Command::new(qemu);
-        command.args(spec.arguments(channels)?);
+        let beginning = memory
+            .as_ref()
+            .map_or(Beginning::Boot, |memory| (memory.beginning)(memory.file.as_raw_fd()));
+        command.args(spec.arguments(channels, beginning)?);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
         let log = &spec.console_log;
         let recorder = Recorder::create(log, spec.console_limit.get())
             .map_err(failed("record the console in", log))?;
 
         let started = Instant::now();
-        let inherit: Vec<OwnedFd> =
-            [console_theirs, control_theirs, agent_theirs].map(OwnedFd::from).into();
+        let channels = [console_theirs, control_theirs, agent_theirs].map(OwnedFd::from);
+        let inherit = channels.into_iter().chain(memory.map(|memory| memory.file)).collect();
         let tether = lifeline::spawn(command, inherit).map_err(failed("start", qemu))?;
         let tether = Arc::new(tether);
         let events = VmEvents::default();
@@ -200,8 +218,11 @@ impl Vm {
         // Dropped with the closure that holds it, when the control channel has ended.
         let (open, control_ended) = mpsc::sync_channel::<()>(0);
         let reason = Arc::clone(&end);
+        let migration = Arc::new(Migration::default());
+        let moves = Told(Arc::clone(&migration));
         let client = Client::connect(control, started + GREETING_DEADLINE, move |name, data| {
             let _held = &open;
+            moves.hear(&name, &data);
             if name == "SHUTDOWN"
                 && let Some(Value::String(why)) = data.get("reason")
             {
@@ -240,6 +261,8 @@ impl Vm {
             end,
             waiter: Some(waiter),
             started,
+            memory: None,
+            migration,
         })
     }
 

@@ -7,13 +7,16 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::io::{self, BufRead, BufReader, Read, Write};
+use std::mem::MaybeUninit;
 use std::net::Shutdown;
+use std::os::fd::BorrowedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::mpsc::{self, RecvTimeoutError, SyncSender};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use serde_json::{Map, Value, json};
 
 /// The longest line read: the registers of 255 processors need a tenth of it.
@@ -195,8 +198,32 @@ impl Client {
         arguments: Value,
         patience: Duration,
     ) -> Result<Value, QmpError> {
+        self.execute_with(command, arguments, None, patience)
+    }
+
+    /// Gives QEMU an open file, which later commands name.
+    ///
+    /// # Errors
+    /// As [`execute`](Client::execute).
+    pub fn give(
+        &self,
+        name: &str,
+        file: BorrowedFd<'_>,
+        patience: Duration,
+    ) -> Result<(), QmpError> {
+        let arguments = json!({ "fdname": name });
+        self.execute_with("getfd", arguments, Some(file), patience).map(|_| ())
+    }
+
+    fn execute_with(
+        &self,
+        command: &str,
+        arguments: Value,
+        file: Option<BorrowedFd<'_>>,
+        patience: Duration,
+    ) -> Result<Value, QmpError> {
         let (sender, receiver) = mpsc::sync_channel(1);
-        let id = self.send(command, arguments, sender)?;
+        let id = self.send(command, arguments, file, sender)?;
         let answer = receiver.recv_timeout(patience);
         if let Some(waiting) = self.shared.waiting().as_mut() {
             waiting.remove(&id);
@@ -227,6 +254,7 @@ impl Client {
         &self,
         command: &str,
         arguments: Value,
+        file: Option<BorrowedFd<'_>>,
         answer: SyncSender<Answer>,
     ) -> Result<u64, QmpError> {
         let mut writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
@@ -238,9 +266,24 @@ impl Client {
             message["arguments"] = arguments;
         }
         let line = format!("{message}\n");
-        writer.0.write_all(line.as_bytes()).map_err(|_| QmpError::Closed)?;
+        let mut bytes = line.as_bytes();
+        if let Some(file) = file {
+            let sent = send_with(&writer.0, bytes, file).map_err(|_| QmpError::Closed)?;
+            bytes = &bytes[sent..];
+        }
+        writer.0.write_all(bytes).map_err(|_| QmpError::Closed)?;
         Ok(id)
     }
+}
+
+/// Sends bytes, as many as fit, and an open file with them.
+fn send_with(stream: &UnixStream, bytes: &[u8], file: BorrowedFd<'_>) -> io::Result<usize> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    let files = [file];
+    // There is room for one, by the line above.
+    control.push(SendAncillaryMessage::ScmRights(&files));
+    Ok(sendmsg(stream, &[io::IoSlice::new(bytes)], &mut control, SendFlags::NOSIGNAL)?)
 }
 
 fn read_until_the_end(

@@ -45,6 +45,9 @@ pub const CONSOLE_LIMIT: ByteLen = ByteLen::mib(64);
 /// The longest path a unix socket may have.
 pub const MAX_SOCKET_PATH: usize = 107;
 
+/// How long a broken connection to a disk may take to be made again.
+const RECONNECT_SECONDS: u32 = 10;
+
 /// Whether a disk outlives a crash of the host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Durability {
@@ -62,6 +65,16 @@ pub enum DiskSpec {
     Served {
         /// The unix socket; at most [`MAX_SOCKET_PATH`] bytes.
         socket: PathBuf,
+    },
+    /// Served by somebody else over NBD, as the export without a name. The machine's memory stays its own. When the
+    /// connection breaks, QEMU makes a new one and repeats what was in flight, and the guest waits meanwhile; for so long.
+    Nbd {
+        /// How the guest knows it; at most 20 bytes.
+        serial: String,
+        /// The unix socket; at most [`MAX_SOCKET_PATH`] bytes.
+        socket: PathBuf,
+        /// Whether the guest may not write it.
+        read_only: bool,
     },
     /// A raw file.
     File {
@@ -109,6 +122,34 @@ pub(crate) struct Channels {
     pub(crate) agent: RawFd,
 }
 
+/// How a machine begins, and what its memory is: descriptors QEMU inherits.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Beginning {
+    /// It boots.
+    Boot,
+    /// It boots in memory that can be saved.
+    BootInFile(RawFd),
+    /// It waits for a saved state. Its memory is a private copy of the file, made page by page as it is written.
+    Restored(RawFd),
+    /// It waits for a saved state. Its memory is the file itself, which others may map.
+    RestoredShared(RawFd),
+}
+
+impl Beginning {
+    /// The file of its memory, and whether what is written goes there.
+    fn memory(self) -> Option<(RawFd, bool)> {
+        match self {
+            Beginning::Boot => None,
+            Beginning::BootInFile(file) | Beginning::RestoredShared(file) => Some((file, true)),
+            Beginning::Restored(file) => Some((file, false)),
+        }
+    }
+
+    fn boots(self) -> bool {
+        matches!(self, Beginning::Boot | Beginning::BootInFile(_))
+    }
+}
+
 impl VmSpec {
     /// The kernel's command line.
     ///
@@ -141,8 +182,22 @@ impl VmSpec {
         if self.emulator.version() >= [9, 2, 0] { "reconnect-ms=100" } else { "reconnect=1" }
     }
 
+    /// Whether somebody else maps the machine's memory.
+    pub fn shares_memory(&self) -> bool {
+        self.disks.iter().any(|disk| matches!(disk, DiskSpec::Served { .. }))
+    }
+
+    /// The size of its memory as QEMU is told, in whole KiB.
+    pub(crate) fn memory_kib(&self) -> u64 {
+        self.memory.get().div_ceil(1024)
+    }
+
     /// QEMU's arguments. The channels are descriptors it inherits: there are no sockets in any folder.
-    pub(crate) fn arguments(&self, channels: Channels) -> Result<Vec<OsString>, VmError> {
+    pub(crate) fn arguments(
+        &self,
+        channels: Channels,
+        beginning: Beginning,
+    ) -> Result<Vec<OsString>, VmError> {
         if self.cpus == 0 {
             return Err(VmError::Spec("a machine needs at least one processor".into()));
         }
@@ -158,8 +213,9 @@ impl VmSpec {
         }
         args.pair("-name", "kiln");
         args.pair("-display", "none");
-        let shared = self.disks.iter().any(|disk| matches!(disk, DiskSpec::Served { .. }));
-        args.pair("-machine", if shared { "pc,memory-backend=memory" } else { "pc" });
+        let file = beginning.memory();
+        let backed = file.is_some() || self.shares_memory();
+        args.pair("-machine", if backed { "pc,memory-backend=memory" } else { "pc" });
         args.pair("-accel", self.acceleration.word());
         // Distributions now build for x86-64-v2 and v3, which QEMU's default processor is not.
         args.pair(
@@ -170,16 +226,32 @@ impl VmSpec {
             },
         );
         args.pair("-smp", self.cpus.to_string());
-        let memory = self.memory.get().div_ceil(1024);
+        let memory = self.memory_kib();
         args.pair("-m", format!("{memory}K"));
-        if shared {
-            args.pair("-object", format!("memory-backend-memfd,id=memory,size={memory}K,share=on"));
+        // A machine is restored with the same backend that it was saved with, by its name.
+        match file {
+            Some((file, shared)) => args.pair(
+                "-object",
+                format!(
+                    "memory-backend-file,id=memory,size={memory}K,mem-path=/proc/self/fd/{file},share={}",
+                    if shared { "on" } else { "off" }
+                ),
+            ),
+            None if backed => args.pair(
+                "-object",
+                format!("memory-backend-memfd,id=memory,size={memory}K,share=on"),
+            ),
+            None => {}
         }
-        args.pair("-kernel", &self.kernel);
-        if let Some(initramfs) = &self.initramfs {
-            args.pair("-initrd", initramfs);
+        if beginning.boots() {
+            args.pair("-kernel", &self.kernel);
+            if let Some(initramfs) = &self.initramfs {
+                args.pair("-initrd", initramfs);
+            }
+            args.pair("-append", self.command_line()?);
+        } else {
+            args.pair("-incoming", "defer");
         }
-        args.pair("-append", self.command_line()?);
         args.chardev(CONSOLE, channels.console);
         args.pair("-serial", format!("chardev:{CONSOLE}"));
         args.chardev("control", channels.control);
@@ -193,6 +265,9 @@ impl VmSpec {
             let id = format!("disk{number}");
             match disk {
                 DiskSpec::Served { socket } => args.served(&id, socket, self)?,
+                DiskSpec::Nbd { serial, socket, read_only } => {
+                    args.nbd(&id, serial, socket, *read_only, self.cpus)?;
+                }
                 DiskSpec::File { serial, path, durability } => {
                     args.file(&id, serial, path, *durability)?;
                 }
@@ -231,12 +306,7 @@ impl Arguments {
         path: &Path,
         durability: Durability,
     ) -> Result<(), VmError> {
-        if serial.len() > 20 {
-            return Err(VmError::Spec(format!(
-                "the serial {:?} is longer than the 20 bytes a virtio disk can say",
-                serial
-            )));
-        }
+        check_serial(serial)?;
         let Some(utf8) = path.to_str() else {
             return Err(VmError::Spec(format!(
                 "QEMU cannot be told a path that is not UTF-8: {}",
@@ -261,17 +331,39 @@ impl Arguments {
         Ok(())
     }
 
+    fn nbd(
+        &mut self,
+        id: &str,
+        serial: &str,
+        socket: &Path,
+        read_only: bool,
+        queues: u8,
+    ) -> Result<(), VmError> {
+        check_serial(serial)?;
+        let path = socket_path(socket)?;
+        self.json(
+            "-blockdev",
+            &json!({
+                "driver": "nbd",
+                "node-name": id,
+                "server": { "type": "unix", "path": path },
+                "reconnect-delay": RECONNECT_SECONDS,
+                "read-only": read_only,
+                "discard": "unmap",
+                "cache": { "direct": false, "no-flush": false },
+            }),
+        );
+        self.json(
+            "-device",
+            &json!({
+                "driver": "virtio-blk-pci", "drive": id, "serial": serial, "num-queues": queues,
+            }),
+        );
+        Ok(())
+    }
+
     fn served(&mut self, id: &str, socket: &Path, vm: &VmSpec) -> Result<(), VmError> {
-        let shown = socket.display();
-        let path = socket.to_str().ok_or_else(|| {
-            VmError::Spec(format!("QEMU cannot be told a path that is not UTF-8: {shown}"))
-        })?;
-        if path.len() > MAX_SOCKET_PATH {
-            return Err(VmError::Spec(format!(
-                "the socket {shown} has a path of {} bytes and the kernel takes {MAX_SOCKET_PATH}",
-                path.len()
-            )));
-        }
+        let path = socket_path(socket)?;
         // A comma ends an option's value unless it is doubled.
         let path = path.replace(',', ",,");
         self.pair("-chardev", format!("socket,id={id},path={path},{}", vm.reconnect()));
@@ -281,6 +373,29 @@ impl Arguments {
         );
         Ok(())
     }
+}
+
+fn check_serial(serial: &str) -> Result<(), VmError> {
+    if serial.len() <= 20 {
+        return Ok(());
+    }
+    Err(VmError::Spec(format!(
+        "the serial {serial:?} is longer than the 20 bytes a virtio disk can say"
+    )))
+}
+
+fn socket_path(socket: &Path) -> Result<&str, VmError> {
+    let shown = socket.display();
+    let path = socket.to_str().ok_or_else(|| {
+        VmError::Spec(format!("QEMU cannot be told a path that is not UTF-8: {shown}"))
+    })?;
+    if path.len() > MAX_SOCKET_PATH {
+        return Err(VmError::Spec(format!(
+            "the socket {shown} has a path of {} bytes and the kernel takes {MAX_SOCKET_PATH}",
+            path.len()
+        )));
+    }
+    Ok(path)
 }
 
 #[cfg(test)]
@@ -312,7 +427,7 @@ mod tests {
 
     fn lines(spec: &VmSpec) -> String {
         let channels = Channels { console: 10, control: 11, agent: 12 };
-        let words = spec.arguments(channels).unwrap();
+        let words = spec.arguments(channels, Beginning::Boot).unwrap();
         let words: Vec<_> = words.iter().map(|word| word.to_str().unwrap()).collect();
         words.join(" ").replace(" -", "\n-")
     }
@@ -369,6 +484,38 @@ mod tests {
         assert!(line.contains("comma.sock,reconnect-ms=100\n"), "{line}");
     }
 
+    /// What differs between a machine that is saved and what it becomes must not be a part of its state.
+    #[test]
+    fn a_restored_machine_has_the_devices_of_the_saved_one_and_needs_no_kernel() {
+        let nbd = |serial: &str| DiskSpec::Nbd {
+            serial: serial.into(),
+            socket: "/d/with,comma.sock".into(),
+            read_only: false,
+        };
+        let spec = VmSpec { disks: vec![nbd("scratch")], ..spec() };
+        let channels = Channels { console: 10, control: 11, agent: 12 };
+        let words = |beginning| -> Vec<String> {
+            let words = spec.arguments(channels, beginning).unwrap();
+            words.into_iter().map(|word| word.into_string().unwrap()).collect()
+        };
+        let (boots, restored) = (words(Beginning::BootInFile(9)), words(Beginning::Restored(9)));
+        let only = |these: &[String], those: &[String]| -> Vec<String> {
+            these.iter().filter(|word| !those.contains(word)).cloned().collect()
+        };
+        insta::assert_snapshot!(only(&restored, &boots).join("\n"), @r"
+        memory-backend-file,id=memory,size=524288K,mem-path=/proc/self/fd/9,share=off
+        -incoming
+        defer
+        ");
+        let gone = only(&boots, &restored);
+        assert!(gone.iter().any(|word| word == "-kernel"), "{gone:?}");
+        assert!(gone.iter().any(|word| word.contains("mem-path=/proc/self/fd/9,share=on")));
+        let disk = restored.iter().find(|word| word.contains("reconnect-delay")).unwrap();
+        insta::assert_snapshot!(disk, @r#"{"cache":{"direct":false,"no-flush":false},"discard":"unmap","driver":"nbd","node-name":"disk0","read-only":false,"reconnect-delay":10,"server":{"path":"/d/with,comma.sock","type":"unix"}}"#);
+        let refused = VmSpec { disks: vec![nbd("a-serial-of-more-than-20")], ..spec.clone() };
+        assert!(refused.arguments(channels, Beginning::Boot).is_err());
+    }
+
     #[test]
     fn a_machine_that_cannot_be_is_refused_with_a_reason() {
         let channels = Channels { console: 10, control: 11, agent: 12 };
@@ -379,8 +526,10 @@ mod tests {
             VmSpec { parameters: vec![long], ..spec() },
             VmSpec { disks: vec![DiskSpec::Served { socket: "/s".repeat(60).into() }], ..spec() },
         ];
-        let reasons: Vec<String> =
-            refused.iter().map(|spec| spec.arguments(channels).unwrap_err().to_string()).collect();
+        let reasons: Vec<String> = refused
+            .iter()
+            .map(|spec| spec.arguments(channels, Beginning::Boot).unwrap_err().to_string())
+            .collect();
         assert!(reasons[0].contains("at least one processor"), "{reasons:?}");
         assert!(reasons[1].contains("32M or more"), "{reasons:?}");
         assert!(reasons[2].contains("2047"), "{reasons:?}");

@@ -6,4 +6,5 @@ mod guest;
 mod lifeline;
 mod probe;
 mod qmp;
+mod saved;
 mod splats;

@@ -48,17 +48,35 @@ static void write_to(const char *path, const char *text)
 	call(CLOSE, fd, 0, 0, 0, 0);
 }
 
-/* Returns every byte that comes through the agent's port, up to and including a 'q'. */
-static void echo(void)
+static long open_port(void)
 {
 	char path[] = "/dev/vport0p1";
-	char buffer[512];
 	long fd = -1;
 	mount("devtmpfs", "/dev");
 	for (char bus = '0'; fd < 0; bus = bus == '9' ? '0' : bus + 1) {
 		path[10] = bus;
 		fd = call(OPEN, (long)path, 2, 0, 0, 0);
 	}
+	return fd;
+}
+
+/* Answers each byte that comes through the agent's port with the one before it; the first with '-'. */
+static void remember(void)
+{
+	static char seen[2] = "--";
+	long fd = open_port();
+	for (;;)
+		if (call(READ, fd, (long)&seen[1], 1, 0, 0) == 1) {
+			call(WRITE, fd, (long)&seen[0], 1, 0, 0);
+			seen[0] = seen[1];
+		}
+}
+
+/* Returns every byte that comes through the agent's port, up to and including a 'q'. */
+static void echo(void)
+{
+	char buffer[512];
+	long fd = open_port();
 	for (;;) {
 		long n = call(READ, fd, (long)buffer, sizeof buffer, 0, 0);
 		if (n <= 0)
@@ -105,6 +123,8 @@ static void act(const char *what)
 		say("INIT-READY\n");
 	else if (same(what, "echo"))
 		echo();
+	else if (same(what, "remember"))
+		remember();
 	else if (same(what, "disks"))
 		disks();
 	else if (same(what, "crash")) {
