@@ -33,7 +33,7 @@ pub use config::{Config, Image, LowerConfig, UpperConfig};
 pub use error::LayerError;
 pub use input::Input;
 pub use lsmt::{Layer, Lookup, Segment};
-pub use raw::pack;
+pub use raw::{pack, pack_changes};
 pub use sealed::{Flaw, check};
 pub use stack::{ChainMismatch, MOST_LAYERS, Stack};
 pub use upper::{NewUpper, Upper};

@@ -1,9 +1,9 @@
-//! A layer of everything that a plain disk holds.
+//! A layer of everything that a plain disk holds, or of what tells it from the disk below.
 
 use std::io::{Seek, Write};
 use std::sync::Arc;
 
-use kiln_block::{BlockDevice, ByteLen, ByteOffset, ExtentKind};
+use kiln_block::{BlockDevice, ByteLen, ByteOffset, DeviceError, Extent, ExtentKind, is_zero};
 
 use crate::compact::{self, Content, Sealing, Written};
 use crate::lsmt::{LONGEST, SECTOR, Segment};
@@ -22,17 +22,13 @@ pub fn pack<W: Write + Seek>(
     out: W,
     sealing: &Sealing,
 ) -> Result<Written<W>, LayerError> {
-    let size = disk.size().get();
-    if size == 0 || !size.is_multiple_of(SECTOR) || size >= 1 << 59 {
-        return Err(LayerError::Refused(format!(
-            "{name} has {size} bytes, and a layer is of a disk of whole sectors of 512 below 512 PiB"
-        )));
-    }
-    let failed = |at| move |source| LayerError::Device { name: name.to_owned(), at, source };
+    let size = usable_size(name, &**disk)?;
+    let failed = failed_at(name);
     let mut segments: Vec<Segment> = Vec::new();
     let mut buffer = vec![0; to_index(STEP)];
     let mut done = 0;
-    for extent in disk.extents(ByteOffset::ZERO, ByteLen::new(size)).map_err(failed(0))? {
+    let all = disk.extents(ByteOffset::ZERO, ByteLen::new(size));
+    for extent in all.map_err(|error| failed(0, error))? {
         if extent.kind != ExtentKind::Data {
             continue;
         }
@@ -41,10 +37,10 @@ pub fn pack<W: Write + Seek>(
         let mut at = (start - start % SECTOR).max(done);
         while at < end {
             let bytes = &mut buffer[..to_index(STEP.min(end - at))];
-            disk.read_at(ByteOffset::new(at), bytes).map_err(failed(at))?;
+            disk.read_at(ByteOffset::new(at), bytes).map_err(|error| failed(at, error))?;
             for block in bytes.chunks(BLOCK) {
-                if block.iter().any(|byte| *byte != 0) {
-                    note(&mut segments, at, block.len() as u64);
+                if !is_zero(block) {
+                    note(&mut segments, at, block.len() as u64, false);
                 }
                 at += block.len() as u64;
             }
@@ -56,11 +52,74 @@ pub fn pack<W: Write + Seek>(
     compact::write(out, &content, sealing)
 }
 
-/// Adds a range of the disk, which is stored where it lies.
-fn note(segments: &mut Vec<Segment>, at: u64, len: u64) {
+/// Writes a sealed layer that makes `old`, if it lies below, read like `new`. Only `changed` is looked at: ranges of the
+/// new disk, sorted and apart, outside of which the two are the same. What differs is told sector by sector, so a
+/// small change makes a small layer; where the new disk has zeros, nothing is stored.
+pub fn pack_changes<W: Write + Seek>(
+    old: (&str, &dyn BlockDevice),
+    new: (&str, &Arc<dyn BlockDevice>),
+    changed: &[Extent],
+    out: W,
+    sealing: &Sealing,
+) -> Result<Written<W>, LayerError> {
+    let ((old_name, old), (name, disk)) = (old, new);
+    let size = usable_size(name, &**disk)?;
+    let mut segments: Vec<Segment> = Vec::new();
+    let (mut before, mut after) = (vec![0; to_index(STEP)], vec![0; to_index(STEP)]);
+    let mut done = 0;
+    for extent in changed {
+        let start = extent.at.get();
+        let mut at = (start - start % SECTOR).max(done);
+        let end = start.saturating_add(extent.len.get()).next_multiple_of(SECTOR).min(size);
+        while at < end {
+            let take = to_index(STEP.min(end - at));
+            let (before, after) = (&mut before[..take], &mut after[..take]);
+            read_or_zeros(old, at, before).map_err(|error| failed_at(old_name)(at, error))?;
+            read_or_zeros(&**disk, at, after).map_err(|error| failed_at(name)(at, error))?;
+            let sectors = before.chunks(to_index(SECTOR)).zip(after.chunks(to_index(SECTOR)));
+            for (before, after) in sectors {
+                if before != after {
+                    note(&mut segments, at, SECTOR, is_zero(after));
+                }
+                at += SECTOR;
+            }
+        }
+        done = done.max(end);
+    }
+    let input = Input::new(name, Arc::clone(disk));
+    let content = Content { virtual_size: size, segments, source: &|_| Some(&input) };
+    compact::write(out, &content, sealing)
+}
+
+/// What lies behind the end of a disk is zeros to the layer above.
+fn read_or_zeros(disk: &dyn BlockDevice, at: u64, buffer: &mut [u8]) -> Result<(), DeviceError> {
+    let there = to_index(disk.size().get().saturating_sub(at)).min(buffer.len());
+    let (head, tail) = buffer.split_at_mut(there);
+    tail.fill(0);
+    if head.is_empty() { Ok(()) } else { disk.read_at(ByteOffset::new(at), head) }
+}
+
+fn failed_at(name: &str) -> impl Fn(u64, DeviceError) -> LayerError {
+    move |at, source| LayerError::Device { name: name.to_owned(), at, source }
+}
+
+fn usable_size(name: &str, disk: &dyn BlockDevice) -> Result<u64, LayerError> {
+    let size = disk.size().get();
+    if size == 0 || !size.is_multiple_of(SECTOR) || size >= 1 << 59 {
+        return Err(LayerError::Refused(format!(
+            "{name} has {size} bytes, and a layer is of a disk of whole sectors of 512 below 512 PiB"
+        )));
+    }
+    Ok(size)
+}
+
+/// Adds a range of the disk, which is stored where it lies unless it is zeros.
+fn note(segments: &mut Vec<Segment>, at: u64, len: u64, zeroed: bool) {
     let (start, len) = (at / SECTOR, u32::try_from(len / SECTOR).unwrap_or(0));
     match segments.last_mut() {
-        Some(last) if last.end() == start && last.len + len <= LONGEST => last.len += len,
-        _ => segments.push(Segment { start, stored_at: start, len, source: 0, zeroed: false }),
+        Some(last) if last.end() == start && last.zeroed == zeroed && last.len + len <= LONGEST => {
+            last.len += len;
+        }
+        _ => segments.push(Segment { start, stored_at: start, len, source: 0, zeroed }),
     }
 }

@@ -1,6 +1,11 @@
 //! Finding the segment of a sector among a million, in a few cache lines.
 //!
-//! The starts of all segments are the leaves of a B+ tree without pointers: nodes of sixteen keys,
+//! Two structures over the same sorted starts. *Buckets* of equal width remember how many segments start before
+//! each; the few that start within one are counted by comparing eight keys at once, without a branch. That is two
+//! places in memory for each search, however many segments there are, as long as they are spread over the disk.
+//!
+//! Where more than eight start within a bucket, a *tree* decides, which does not care how they are spread. Its
+//! leaves are the starts: nodes of sixteen keys,
 //! level after level in one array, the children of a node at a place that follows from its own. A step
 //! compares all sixteen keys without a branch, which compilers turn into vector instructions. Processors
 //! with AVX2 compare 32-bit keys in two of them; whether it is there is asked once for each index.
@@ -19,37 +24,90 @@ pub struct Lookup(Keys);
 #[derive(Debug)]
 enum Keys {
     /// Disks of less than 2 TiB, which is nearly all.
-    Narrow(Tree<i32>),
+    Narrow(Buckets<i32>, Tree<i32>),
     /// The same where the processor has AVX2.
     #[cfg(target_arch = "x86_64")]
-    NarrowAvx2(Tree<i32>),
-    Wide(Tree<i64>),
+    NarrowAvx2(Buckets<i32>, Tree<i32>),
+    Wide(Buckets<i64>, Tree<i64>),
+}
+
+/// Keys that are compared at once in a bucket.
+const WINDOW: usize = 8;
+
+/// The first guess: how many segments start before each bucket, and where those behind it start.
+#[derive(Debug)]
+struct Buckets<K> {
+    /// Where the last segment starts; all of them start before what lies behind.
+    last: u64,
+    /// A bucket has two to this sectors.
+    shift: u32,
+    before: Vec<u32>,
+    /// All starts, and a window of the largest key behind them.
+    keys: Vec<K>,
+}
+
+impl<K: Key> Buckets<K> {
+    /// One or two segments to a bucket, if they are spread evenly.
+    fn new(segments: &[Segment], key: impl Fn(&Segment) -> K) -> Buckets<K> {
+        let last = segments.last().map_or(0, |segment| segment.start);
+        let wanted = (segments.len() as u64).max(1);
+        let mut shift = 0;
+        while last >> shift >= wanted {
+            shift += 1;
+        }
+        let mut before = Vec::new();
+        for (rank, segment) in (0u32..).zip(segments) {
+            // Buckets up to the segment's own start behind all segments before it.
+            let bucket = usize::try_from(segment.start >> shift).unwrap_or(0);
+            while before.len() <= bucket {
+                before.push(rank);
+            }
+        }
+        if before.is_empty() {
+            before.push(0);
+        }
+        let keys = segments.iter().map(key).chain([K::LARGEST; WINDOW]).collect();
+        Buckets { last, shift, before, keys }
+    }
+
+    /// How many segments start at the sector or before it, which is `wanted` as a key; `None` where the
+    /// bucket holds too many to say.
+    #[inline(always)]
+    fn rank(&self, sector: u64, wanted: K) -> Option<usize> {
+        if sector >= self.last {
+            return Some(self.keys.len() - WINDOW);
+        }
+        let bucket = usize::try_from(sector >> self.shift).ok()?;
+        let before = *self.before.get(bucket)? as usize;
+        let within = K::count(self.keys.get(before..)?.first_chunk::<WINDOW>()?, wanted);
+        (within < WINDOW).then_some(before + within)
+    }
 }
 
 /// A key in the form that vector units compare: signed.
 trait Key: Copy + Ord {
     const LARGEST: Self;
-    /// How many of a node's keys are at or below the wanted one.
-    fn rank(node: &[Self; WIDTH], wanted: Self) -> usize;
+    /// How many of the keys are at or below the wanted one.
+    fn count<const COUNT: usize>(keys: &[Self; COUNT], wanted: Self) -> usize;
 }
 
 impl Key for i32 {
     const LARGEST: i32 = i32::MAX;
 
-    #[inline]
-    fn rank(node: &[i32; WIDTH], wanted: i32) -> usize {
-        let above: i32 = node.iter().map(|key| i32::from(*key > wanted)).sum();
-        WIDTH - usize::try_from(above).unwrap_or(0)
+    #[inline(always)]
+    fn count<const COUNT: usize>(keys: &[i32; COUNT], wanted: i32) -> usize {
+        let above: i32 = keys.iter().map(|key| i32::from(*key > wanted)).sum();
+        COUNT - usize::try_from(above).unwrap_or(0)
     }
 }
 
 impl Key for i64 {
     const LARGEST: i64 = i64::MAX;
 
-    #[inline]
-    fn rank(node: &[i64; WIDTH], wanted: i64) -> usize {
-        let above: i64 = node.iter().map(|key| i64::from(*key > wanted)).sum();
-        WIDTH - usize::try_from(above).unwrap_or(0)
+    #[inline(always)]
+    fn count<const COUNT: usize>(keys: &[i64; COUNT], wanted: i64) -> usize {
+        let above: i64 = keys.iter().map(|key| i64::from(*key > wanted)).sum();
+        COUNT - usize::try_from(above).unwrap_or(0)
     }
 }
 
@@ -114,7 +172,7 @@ impl<K: Key> Tree<K> {
         let mut node = 0;
         let mut found = 0;
         for (level, start) in self.levels.iter().enumerate() {
-            let rank = K::rank(&self.nodes[start + node].0, wanted);
+            let rank = K::count(&self.nodes[start + node].0, wanted);
             found = node * WIDTH + rank;
             if level + 1 < self.levels.len() {
                 node = node * FAN + rank;
@@ -155,6 +213,17 @@ impl Tree<i32> {
     }
 }
 
+/// The same code as elsewhere, which compilers turn into one comparison of eight keys here.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,popcnt")]
+fn rank_avx2(buckets: &Buckets<i32>, tree: &Tree<i32>, sector: u64) -> usize {
+    let wanted = asked(sector);
+    match buckets.rank(sector, wanted) {
+        Some(rank) => rank,
+        None => tree.rank_avx2(wanted),
+    }
+}
+
 /// Whether this processor has the instructions of `rank_avx2`.
 #[cfg(target_arch = "x86_64")]
 fn has_avx2() -> bool {
@@ -167,15 +236,18 @@ impl Lookup {
         let last = segments.last().map_or(0, |segment| segment.start);
         Lookup(if last < u64::from(u32::MAX) {
             let key = |segment: &Segment| narrow(u32::try_from(segment.start).unwrap_or(u32::MAX));
-            let tree = Tree::new(&segments.iter().map(key).collect::<Vec<_>>());
+            let buckets = Buckets::new(segments, key);
+            let tree = Tree::new(&buckets.keys[..segments.len()]);
             #[cfg(target_arch = "x86_64")]
             if has_avx2() {
-                return Lookup(Keys::NarrowAvx2(tree));
+                return Lookup(Keys::NarrowAvx2(buckets, tree));
             }
-            Keys::Narrow(tree)
+            Keys::Narrow(buckets, tree)
         } else {
             let key = |segment: &Segment| i64::try_from(segment.start).unwrap_or(i64::MAX);
-            Keys::Wide(Tree::new(&segments.iter().map(key).collect::<Vec<_>>()))
+            let buckets = Buckets::new(segments, key);
+            let tree = Tree::new(&buckets.keys[..segments.len()]);
+            Keys::Wide(buckets, tree)
         })
     }
 
@@ -183,14 +255,18 @@ impl Lookup {
     #[inline]
     pub fn rank(&self, sector: u64) -> usize {
         match &self.0 {
-            Keys::Narrow(tree) => tree.rank(asked(sector)),
-            #[cfg(target_arch = "x86_64")]
-            Keys::NarrowAvx2(tree) => {
-                // SAFETY: this variant is made only where the processor has these instructions.
-                unsafe { tree.rank_avx2(asked(sector)) }
+            Keys::Narrow(buckets, tree) => {
+                let wanted = asked(sector);
+                buckets.rank(sector, wanted).unwrap_or_else(|| tree.rank(wanted))
             }
-            Keys::Wide(tree) => {
-                tree.rank(i64::try_from(sector).unwrap_or(i64::MAX).min(i64::MAX - 1))
+            #[cfg(target_arch = "x86_64")]
+            Keys::NarrowAvx2(buckets, tree) => {
+                // SAFETY: this variant is made only where the processor has these instructions.
+                unsafe { rank_avx2(buckets, tree, sector) }
+            }
+            Keys::Wide(buckets, tree) => {
+                let wanted = i64::try_from(sector).unwrap_or(i64::MAX).min(i64::MAX - 1);
+                buckets.rank(sector, wanted).unwrap_or_else(|| tree.rank(wanted))
             }
         }
     }
@@ -221,13 +297,40 @@ mod tests {
                         let wanted = segments.partition_point(|segment| segment.start <= sector);
                         assert_eq!(lookup.rank(sector), wanted, "{sector} among {count}");
                         #[cfg(target_arch = "x86_64")]
-                        if let Keys::NarrowAvx2(tree) = &lookup.0 {
+                        if let Keys::NarrowAvx2(_, tree) = &lookup.0 {
                             let plain = tree.rank(asked(sector));
                             assert_eq!(plain, wanted, "{sector} among {count}, without AVX2");
+                            // SAFETY: this variant is made only where there is AVX2.
+                            let quick = unsafe { tree.rank_avx2(asked(sector)) };
+                            assert_eq!(quick, wanted, "{sector} among {count}, with AVX2");
                         }
                     }
                 }
                 assert_eq!(lookup.rank(u64::MAX), segments.len());
+            }
+        }
+    }
+
+    /// Buckets help nothing here: nearly all segments are in one of them, or far from each other.
+    #[test]
+    fn segments_are_found_however_unevenly_they_are_spread() {
+        for far in [1 << 20, 1 << 31, 1 << 40] {
+            for dense in [1u64, 7, 8, 9, 1000] {
+                let start =
+                    |i: u64| if i < dense { far + 2 * i } else { 2 * far + (i - dense) * far / 64 };
+                let segments: Vec<Segment> = [3]
+                    .into_iter()
+                    .chain((0..dense + 40).map(start))
+                    .map(|start| Segment { start, stored_at: 8, len: 1, source: 0, zeroed: false })
+                    .collect();
+                let lookup = Lookup::new(&segments);
+                for segment in &segments {
+                    for sector in segment.start - 1..=segment.start + 1 {
+                        let wanted = segments.partition_point(|segment| segment.start <= sector);
+                        assert_eq!(lookup.rank(sector), wanted, "{sector}, {dense} at {far}");
+                    }
+                }
+                assert_eq!((lookup.rank(0), lookup.rank(u64::MAX)), (0, segments.len()));
             }
         }
     }

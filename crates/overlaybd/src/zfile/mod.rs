@@ -3,6 +3,7 @@
 mod cache;
 mod codec;
 mod header;
+mod pipeline;
 mod reader;
 mod writer;
 

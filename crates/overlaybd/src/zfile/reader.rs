@@ -1,7 +1,7 @@
 //! Reading a ZFile: its jump table, and blocks one by one or in runs.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use kiln_block::{BlockSource, ByteLen, ByteOffset, DeviceError};
 
@@ -14,7 +14,9 @@ use crate::{Input, LayerError};
 /// Entries of the jump table between two remembered positions.
 const STRIDE: usize = 16;
 /// Compressed bytes that are read in one go.
-const SPAN: u64 = 256 << 10;
+const SPAN: u64 = 128 << 10;
+/// Content that one of several threads unpacks before it comes back for more.
+const PIECE: u64 = 128 << 10;
 /// What a sequential reader gets ahead of its needs, and the largest read that goes through the cache.
 const AHEAD: u64 = 128 << 10;
 /// Reads from this size on are decompressed by several threads.
@@ -34,6 +36,8 @@ pub struct ZFile {
     threads: usize,
     /// The block a sequential reader asks for next.
     expected: AtomicU64,
+    /// Buffers for compressed bytes, one for each thread that has read at the same time.
+    spare: Mutex<Vec<Vec<u8>>>,
 }
 
 /// Whether the input starts like a ZFile.
@@ -86,6 +90,7 @@ impl ZFile {
             owner,
             threads: threads.max(1),
             expected: AtomicU64::new(0),
+            spare: Mutex::default(),
         })
     }
 
@@ -142,11 +147,27 @@ impl ZFile {
         self.starts[base] + before.iter().map(|len| u64::from(*len)).sum::<u64>()
     }
 
+    fn spare(&self) -> std::sync::MutexGuard<'_, Vec<Vec<u8>>> {
+        self.spare.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Decompresses a run of whole blocks into `out`, on one thread.
     fn unpack(&self, first: u64, count: u64, out: &mut [u8]) -> Result<(), DeviceError> {
+        let mut packed = self.spare().pop().unwrap_or_default();
+        let unpacked = self.unpack_through(&mut packed, first, count, out);
+        self.spare().push(packed);
+        unpacked
+    }
+
+    fn unpack_through(
+        &self,
+        packed: &mut Vec<u8>,
+        first: u64,
+        count: u64,
+        out: &mut [u8],
+    ) -> Result<(), DeviceError> {
         let (mut next, mut out) = (first, out);
         let end = first + count;
-        let mut packed = Vec::new();
         while next < end {
             let from = index(next);
             let mut span = 0;
@@ -160,8 +181,10 @@ impl ZFile {
             let lens = &self.lens[from..from + run];
             let start = self.packed_start(from);
             let total: usize = lens.iter().map(|len| *len as usize).sum();
-            packed.resize(total, 0);
-            self.input.read_at(start, &mut packed)?;
+            if packed.len() < total {
+                packed.resize(total, 0);
+            }
+            self.input.read_at(start, &mut packed[..total])?;
             let mut within = 0;
             for (len, block) in lens.iter().zip(next..) {
                 let (head, tail) = out.split_at_mut(self.len_of(block));
@@ -196,26 +219,35 @@ impl ZFile {
         self.header.codec.decompress(data, out)
     }
 
-    /// A long run of whole blocks, on as many threads as are allowed.
+    /// A long run of whole blocks, on as many threads as are allowed; this one works too. Each takes the
+    /// next piece when it is done with one, so none waits for another.
     fn unpack_parallel(&self, first: u64, count: u64, out: &mut [u8]) -> Result<(), DeviceError> {
         if self.threads == 1 || out.len() < PARALLEL {
             return self.unpack(first, count, out);
         }
-        let share = count.div_ceil(self.threads as u64);
-        let share_bytes = index(share * self.block_bytes());
-        std::thread::scope(|scope| {
-            let workers: Vec<_> = out
-                .chunks_mut(share_bytes)
-                .zip((first..first + count).step_by(index(share)))
-                .map(|(part, from)| {
-                    let blocks = share.min(first + count - from);
-                    scope.spawn(move || self.unpack(from, blocks, part))
-                })
-                .collect();
-            workers.into_iter().try_for_each(|worker| {
+        let piece = (PIECE / self.block_bytes()).max(1);
+        let parts = out.chunks_mut(index(piece * self.block_bytes()));
+        let parts = Mutex::new((first..first + count).step_by(index(piece)).zip(parts));
+        let work = || {
+            loop {
+                let next = parts.lock().unwrap_or_else(PoisonError::into_inner).next();
+                let Some((from, part)) = next else { return Ok(()) };
+                let blocks = piece.min(first + count - from);
+                self.unpack(from, blocks, part).map_err(|error| (from, error))?;
+            }
+        };
+        let others = self.threads.min(index(count.div_ceil(piece))) - 1;
+        let results: Vec<Result<(), (u64, DeviceError)>> = std::thread::scope(|scope| {
+            let workers: Vec<_> = (0..others).map(|_| scope.spawn(work)).collect();
+            let mine = work();
+            let join = |worker: std::thread::ScopedJoinHandle<'_, _>| {
                 worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-            })
-        })
+            };
+            std::iter::once(mine).chain(workers.into_iter().map(join)).collect()
+        });
+        // Pieces are taken in order, so the first damage is always among what was found.
+        let first_error = results.into_iter().filter_map(Result::err).min_by_key(|error| error.0);
+        first_error.map_or(Ok(()), |(_, error)| Err(error))
     }
 
     /// Bytes of one block, through the cache. A reader that comes for the block after its last one
@@ -227,11 +259,31 @@ impl ZFile {
         }
         let ahead = if sequential { (AHEAD / self.block_bytes()).max(1) } else { 1 };
         let count = ahead.min(self.blocks() - block);
-        let mut unpacked = vec![0; index(count * self.block_bytes())];
+        // Fresh memory for each read would cost more than unpacking does.
+        let mut unpacked = self.spare().pop().unwrap_or_default();
+        let kept = self.unpack_and_keep(block, count, &mut unpacked);
+        if kept.is_ok() {
+            out.copy_from_slice(&unpacked[from..from + out.len()]);
+        }
+        self.spare().push(unpacked);
+        kept
+    }
+
+    /// Unpacks a block, and those behind it as far as that is possible, and puts them into the cache.
+    fn unpack_and_keep(
+        &self,
+        block: u64,
+        count: u64,
+        unpacked: &mut Vec<u8>,
+    ) -> Result<(), DeviceError> {
         let last = self.len_of(block + count - 1);
         let size = index((count - 1) * self.block_bytes()) + last;
+        if unpacked.len() < size {
+            unpacked.resize(size, 0);
+        }
+        let unpacked = &mut unpacked[..size];
         // Damage further on is reported to whoever asks for it.
-        let count = match self.unpack(block, count, &mut unpacked[..size]) {
+        let count = match self.unpack(block, count, unpacked) {
             Err(_) if count > 1 => {
                 self.unpack(block, 1, &mut unpacked[..self.len_of(block)])?;
                 1
@@ -239,12 +291,10 @@ impl ZFile {
             Err(error) => return Err(error),
             Ok(()) => count,
         };
-        for (bytes, number) in
-            unpacked[..size].chunks(self.header.block_size as usize).zip(block..block + count)
-        {
+        let blocks = unpacked.chunks(self.header.block_size as usize);
+        for (bytes, number) in blocks.zip(block..block + count) {
             self.cache.keep((self.owner, number), bytes);
         }
-        out.copy_from_slice(&unpacked[from..from + out.len()]);
         Ok(())
     }
 }

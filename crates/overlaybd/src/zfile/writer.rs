@@ -3,7 +3,8 @@
 use std::io::{self, Seek, SeekFrom, Write};
 
 use super::codec::Codec;
-use super::header::{BLOCK_CRC_SEED, Header, crc};
+use super::header::{Header, crc};
+use super::pipeline::{self, Blocks, Packed, Pipeline};
 
 /// How a ZFile is to be written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,10 +34,8 @@ impl Default for Packing {
     }
 }
 
-/// What one thread compresses before results are collected.
-const SHARE: usize = 512 << 10;
-/// Other readers take no compressed block that is larger.
-const READABLE: usize = 65536;
+/// Compressed bytes that are written at once.
+const GATHERED: usize = 256 << 10;
 
 /// Compresses what is written to it. [`finish`](ZFileWriter::finish) makes it a file; one that was
 /// dropped before is not a ZFile.
@@ -46,16 +45,17 @@ pub struct ZFileWriter<W: Write + Seek> {
     /// Where in `out` the file starts.
     base: u64,
     packing: Packing,
+    /// Content that is not compressed yet: less than a block, or than a share if there are threads.
     pending: Vec<u8>,
-    batch: usize,
+    /// Compressed, but not written yet.
+    packed: Packed,
+    /// Started with the first whole share.
+    pipeline: Option<Pipeline>,
     table: Vec<u8>,
     content_size: u64,
     /// Bytes of the file so far, its header included.
     written: u64,
 }
-
-/// Compressed blocks of one thread: the bytes, and the length of each.
-type Packed = io::Result<(Vec<u8>, Vec<u32>)>;
 
 impl<W: Write + Seek> ZFileWriter<W> {
     /// Starts a file at the current position.
@@ -66,21 +66,28 @@ impl<W: Write + Seek> ZFileWriter<W> {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, rule));
         }
         let base = out.stream_position()?;
-        let threads = packing.threads.max(1);
-        let writer = ZFileWriter {
+        let mut writer = ZFileWriter {
             base,
             packing,
             pending: Vec::new(),
-            batch: SHARE.saturating_mul(threads),
+            packed: Packed::default(),
+            pipeline: None,
             table: Vec::new(),
             content_size: 0,
             written: 512,
             out,
         };
-        let mut writer = writer;
         let empty = Header { index_offset: 0, content_size: 0, ..writer.header(true) };
         writer.out.write_all(&Header { complete: false, ..empty }.encode())?;
         Ok(writer)
+    }
+
+    fn blocks(&self) -> Blocks {
+        Blocks {
+            codec: self.packing.codec,
+            size: self.packing.block_size as usize,
+            checksums: self.packing.checksums,
+        }
     }
 
     fn header(&self, is_header: bool) -> Header {
@@ -99,41 +106,69 @@ impl<W: Write + Seek> ZFileWriter<W> {
         }
     }
 
-    /// Compresses what is pending: whole blocks, and a short one only at the end.
-    fn pack(&mut self) -> io::Result<()> {
-        let packing = self.packing;
-        let shares: Vec<Packed> = if self.pending.len() <= SHARE {
-            vec![pack_share(packing, &self.pending)]
-        } else {
-            std::thread::scope(|scope| {
-                let workers: Vec<_> = self
-                    .pending
-                    .chunks(SHARE)
-                    .map(|share| scope.spawn(move || pack_share(packing, share)))
-                    .collect();
-                workers
-                    .into_iter()
-                    .map(|worker| {
-                        worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-                    })
-                    .collect()
-            })
+    /// Compresses whole blocks on this thread.
+    fn pack(&mut self, content: &[u8]) -> io::Result<()> {
+        let blocks = self.blocks();
+        for content in content.chunks(pipeline::SHARE) {
+            self.packed.add(blocks, content)?;
+            self.content_size += content.len() as u64;
+            if self.packed.bytes().len() >= GATHERED {
+                self.write_packed()?;
+            }
+        }
+        Ok(())
+    }
+
+    fn write_packed(&mut self) -> io::Result<()> {
+        let packed = std::mem::take(&mut self.packed);
+        self.write_blocks(&packed)?;
+        self.packed = packed;
+        self.packed.clear();
+        Ok(())
+    }
+
+    fn write_blocks(&mut self, packed: &Packed) -> io::Result<()> {
+        self.out.write_all(packed.bytes())?;
+        self.written += packed.bytes().len() as u64;
+        self.table.extend(packed.lens.iter().flat_map(|len| len.to_le_bytes()));
+        Ok(())
+    }
+
+    /// Hands the pending share to the threads, and writes what they are done with if they have enough.
+    fn hand_over(&mut self) -> io::Result<()> {
+        let blocks = self.blocks();
+        let pipeline = match &mut self.pipeline {
+            Some(pipeline) => pipeline,
+            None => self.pipeline.insert(Pipeline::start(self.packing.threads, blocks)?),
         };
-        for share in shares {
-            let (bytes, lens) = share?;
-            self.out.write_all(&bytes)?;
-            self.written += bytes.len() as u64;
-            self.table.extend(lens.into_iter().flat_map(u32::to_le_bytes));
+        if pipeline.is_full() {
+            self.collect()?;
         }
         self.content_size += self.pending.len() as u64;
-        self.pending.clear();
-        Ok(())
+        match &mut self.pipeline {
+            Some(pipeline) => pipeline.put(&mut self.pending),
+            None => Ok(()),
+        }
+    }
+
+    /// Writes the next share that is compressed; `false` if there is none.
+    fn collect(&mut self) -> io::Result<bool> {
+        let Some(share) = self.pipeline.as_mut().and_then(Pipeline::take) else { return Ok(false) };
+        let share = share?;
+        self.write_blocks(&share.packed)?;
+        if let Some(pipeline) = &mut self.pipeline {
+            pipeline.reuse(share);
+        }
+        Ok(true)
     }
 
     /// Writes what is left, the jump table and the trailer; returns the output, positioned behind
     /// the file, and the file's length.
     pub fn finish(mut self) -> io::Result<(W, u64)> {
-        self.pack()?;
+        while self.collect()? {}
+        let pending = std::mem::take(&mut self.pending);
+        self.pack(&pending)?;
+        self.write_packed()?;
         let trailer = self.header(false).encode();
         self.out.write_all(&self.table)?;
         self.out.write_all(&trailer)?;
@@ -148,39 +183,27 @@ impl<W: Write + Seek> ZFileWriter<W> {
     }
 }
 
-fn pack_share(packing: Packing, share: &[u8]) -> Packed {
-    let block_size = packing.block_size as usize;
-    let mut bytes = Vec::with_capacity(share.len() / 2);
-    let mut lens = Vec::with_capacity(share.len() / block_size + 1);
-    let mut room = vec![0; packing.codec.bound(block_size)];
-    for block in share.chunks(block_size) {
-        let len = packing.codec.compress(block, &mut room)?;
-        if len > READABLE {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, TooLarge));
-        }
-        bytes.extend_from_slice(&room[..len]);
-        if packing.checksums {
-            bytes.extend_from_slice(&crc(BLOCK_CRC_SEED, &room[..len]).to_le_bytes());
-        }
-        let len = if packing.checksums { len + 4 } else { len };
-        lens.push(u32::try_from(len).unwrap_or(u32::MAX));
-    }
-    Ok((bytes, lens))
-}
-
-/// A block that no other reader could read back.
-#[derive(Debug, thiserror::Error)]
-#[error(
-    "a 64 KiB block does not compress, and other readers fail on it; use blocks of 32 KiB or less"
-)]
-pub(crate) struct TooLarge;
-
 impl<W: Write + Seek> Write for ZFileWriter<W> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let take = bytes.len().min(self.batch - self.pending.len());
+        let block = self.packing.block_size as usize;
+        let is_parallel = self.packing.threads > 1;
+        if !is_parallel && self.pending.is_empty() && bytes.len() >= block {
+            let whole = bytes.len() / block * block;
+            self.pack(&bytes[..whole])?;
+            return Ok(whole);
+        }
+        let limit = if is_parallel { pipeline::SHARE } else { block };
+        let take = bytes.len().min(limit - self.pending.len());
         self.pending.extend_from_slice(&bytes[..take]);
-        if self.pending.len() == self.batch {
-            self.pack()?;
+        if self.pending.len() == limit {
+            if is_parallel {
+                self.hand_over()?;
+            } else {
+                let pending = std::mem::take(&mut self.pending);
+                self.pack(&pending)?;
+                self.pending = pending;
+                self.pending.clear();
+            }
         }
         Ok(take)
     }
