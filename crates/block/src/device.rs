@@ -55,6 +55,10 @@ pub trait BlockDevice: Send + Sync {
         Ok(())
     }
 
+    /// Begins to carry out what was written to a range, where the implementation gathers writes, so that the next flush has
+    /// less to wait for. Promises nothing, and does not wait.
+    fn begin_writing_out(&self, _at: ByteOffset, _len: ByteLen) {}
+
     /// Makes the device that large, if it is smaller; what is new reads as zeros, and its space is taken now, so that
     /// writing there later does not fail for want of it. Durable with the next flush. One that fails changes nothing
     /// but perhaps the size. Devices that cannot grow refuse.
@@ -75,6 +79,12 @@ pub trait BlockDevice: Send + Sync {
         } else {
             vec![Extent { at, len, kind: ExtentKind::Data }]
         })
+    }
+
+    /// Says that what was read of a range is wrong, as a checksum above this device found. Whoever has another copy
+    /// takes that from now on, and answers `true`: reading again may help.
+    fn distrust(&self, _at: ByteOffset, _len: ByteLen) -> bool {
+        false
     }
 
     /// Whether writes are refused for as long as the device lives.

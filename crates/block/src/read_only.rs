@@ -14,6 +14,11 @@ pub trait BlockSource: Send + Sync {
     /// Fills a buffer; the range has been checked against the size.
     fn read(&self, at: u64, buffer: &mut [u8]) -> Result<(), DeviceError>;
 
+    /// See [`BlockDevice::distrust`].
+    fn distrust(&self, _at: ByteOffset, _len: ByteLen) -> bool {
+        false
+    }
+
     /// What a range that is not empty and lies within the size holds.
     fn extents(&self, at: ByteOffset, len: ByteLen) -> Result<Vec<Extent>, DeviceError> {
         Ok(vec![Extent { at, len, kind: ExtentKind::Data }])
@@ -76,6 +81,10 @@ impl<S: BlockSource> BlockDevice for ReadOnly<S> {
 
     fn is_read_only(&self) -> bool {
         true
+    }
+
+    fn distrust(&self, at: ByteOffset, len: ByteLen) -> bool {
+        self.0.distrust(at, len)
     }
 }
 
