@@ -28,6 +28,7 @@ use crate::outbox::{Conversation, Outbox};
 use crate::port::{Got, Port};
 use crate::power;
 use crate::reaper::Reaper;
+use crate::renewal;
 use crate::session::Session;
 use crate::transfer::{self, Line, PushPart};
 
@@ -287,6 +288,15 @@ impl Agent {
         }
     }
 
+    /// The last word of this conversation: whoever restores the machine begins the next one.
+    fn rest(&mut self, channel: u32) {
+        self.end_conversation();
+        self.nonce = None;
+        self.outbox.open(channel);
+        let answer = Answer::Done(Done::default());
+        self.outbox.finish(self.conversation, channel, &answer);
+    }
+
     fn session(&mut self, channel: u32, act: impl FnOnce(&mut Session)) {
         if let Some(session) = self.sessions.get_mut(&channel) {
             act(session);
@@ -334,6 +344,7 @@ impl Agent {
             | Request::RescanDisks
             | Request::SetClock(_)
             | Request::SeedEntropy(_)
+            | Request::Renew(_)
                 if self.role == Role::Process =>
             {
                 line.finish(Err(refused("this agent does not own its machine")));
@@ -356,6 +367,11 @@ impl Agent {
             Request::RescanDisks => self.work(line, |_| rescan_disks()),
             Request::SetClock(nanoseconds) => line.finish(set_clock(nanoseconds)),
             Request::SeedEntropy(bytes) => line.finish(seed_entropy(&bytes)),
+            Request::Renew(renewal) => {
+                let cmdline = Arc::clone(&self.cmdline);
+                self.work(line, move |_| Ok(renewal::renew(&renewal, &cmdline)));
+            }
+            Request::Rest => self.rest(channel),
             Request::PowerOff => self.power_off(line),
             // The others open nothing and are handled before.
             _ => {}

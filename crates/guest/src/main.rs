@@ -17,6 +17,7 @@ mod outbox;
 mod port;
 mod power;
 mod reaper;
+mod renewal;
 mod root;
 mod session;
 mod transfer;

@@ -20,6 +20,8 @@ pub(super) const SEED_ENTROPY: u8 = 17;
 pub(super) const PING: u8 = 18;
 pub(super) const CANCEL: u8 = 19;
 pub(super) const RESCAN_DISKS: u8 = 20;
+pub(super) const REST: u8 = 21;
+pub(super) const RENEW: u8 = 22;
 
 pub(super) const WELCOME: u8 = 129;
 pub(super) const STARTED: u8 = 130;

@@ -156,6 +156,23 @@ pub enum Request {
     Cancel,
     /// Bring `/dev/disk/by-id` up to date.
     RescanDisks,
+    /// Say nothing more, once this is answered, until the next hello: the machine is about to be saved.
+    Rest,
+    /// Become a machine of your own after a restore.
+    Renew(Renewal),
+}
+
+/// What tells a machine from others that were restored from the same instant.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Renewal {
+    /// The wall clock, in nanoseconds since 1970.
+    pub since_epoch: u64,
+    /// The host's name, unless the kernel's command line says one.
+    pub hostname: Vec<u8>,
+    /// What `/etc/machine-id` says, as 32 hexadecimal digits.
+    pub machine_id: Vec<u8>,
+    /// Random bytes; the kernel's generator starts from them anew.
+    pub entropy: Vec<u8>,
 }
 
 /// The guest introduces itself.

@@ -20,11 +20,11 @@ mod wire;
 pub use frame::{Decoder, Frame, HEADER_LEN, MAGIC, MAX_PAYLOAD, VERSION, encode_frame};
 pub use message::{
     Answer, Done, Entry, EntryKind, ErrorKind, Exec, ExitStatus, Heartbeat, MessageError, Pty,
-    PullLimits, Push, Request, SignalTarget, Stat, Stream, Welcome,
+    PullLimits, Push, Renewal, Request, SignalTarget, Stat, Stream, Welcome,
 };
 
 /// Version of the messages, told in hello and welcome; both sides must have the same.
-pub const PROTOCOL: u16 = 1;
+pub const PROTOCOL: u16 = 2;
 
 /// The channel of the conversation itself.
 pub const CONTROL: u32 = 0;

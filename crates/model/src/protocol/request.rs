@@ -2,7 +2,7 @@
 
 use super::frame::Frame;
 use super::kind;
-use super::message::{Exec, MessageError, Pty, PullLimits, Push, Request, SignalTarget};
+use super::message::{Exec, MessageError, Pty, PullLimits, Push, Renewal, Request, SignalTarget};
 use super::wire::{Reader, Writer, finish};
 
 impl Request {
@@ -90,6 +90,14 @@ impl Request {
             }
             Request::Cancel => kind::CANCEL,
             Request::RescanDisks => kind::RESCAN_DISKS,
+            Request::Rest => kind::REST,
+            Request::Renew(renewal) => {
+                w.u64(renewal.since_epoch);
+                w.bytes(&renewal.hostname);
+                w.bytes(&renewal.machine_id);
+                w.bytes(&renewal.entropy);
+                kind::RENEW
+            }
         };
         finish(kind, channel, &w, out)
     }
@@ -139,6 +147,13 @@ impl Request {
             kind::PING => Request::Ping(r.u64()?),
             kind::CANCEL => Request::Cancel,
             kind::RESCAN_DISKS => Request::RescanDisks,
+            kind::REST => Request::Rest,
+            kind::RENEW => Request::Renew(Renewal {
+                since_epoch: r.u64()?,
+                hostname: r.bytes()?,
+                machine_id: r.bytes()?,
+                entropy: r.bytes()?,
+            }),
             kind => return Err(MessageError::Kind { kind }),
         };
         r.end()?;

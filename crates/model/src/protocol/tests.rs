@@ -52,7 +52,13 @@ fn request() -> impl Strategy<Value = Request> {
             Request::PowerOff,
             Request::Cancel,
             Request::RescanDisks,
+            Request::Rest,
         ]),
+        (any::<u64>(), bytes(), bytes(), bytes()).prop_map(
+            |(since_epoch, hostname, machine_id, entropy)| {
+                Request::Renew(Renewal { since_epoch, hostname, machine_id, entropy })
+            }
+        ),
     ]
 }
 

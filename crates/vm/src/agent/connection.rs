@@ -68,10 +68,7 @@ impl Connection {
         deadline: Instant,
     ) -> Result<(Arc<Connection>, Welcome), AgentError> {
         let broken = |error: io::Error| AgentError::Protocol { found: error.to_string() };
-        let mut random = [0; 8];
-        getrandom(&mut random, GetRandomFlags::empty())
-            .map_err(|error| broken(io::Error::from(error)))?;
-        let nonce = u64::from_le_bytes(random);
+        let nonce = u64::from_le_bytes(random()?);
         let state = State {
             nonce,
             welcome: None,
@@ -98,6 +95,19 @@ impl Connection {
             connection.close();
         }
         Ok((connection, greeted?))
+    }
+
+    /// Another conversation with the same guest. Nothing that the last one left is waited for any more.
+    pub(super) fn greet_again(&self, deadline: Instant) -> Result<Welcome, AgentError> {
+        let nonce = u64::from_le_bytes(random()?);
+        {
+            let mut state = self.state();
+            state.nonce = nonce;
+            state.welcome = None;
+            state.inboxes.clear();
+            state.heartbeat = None;
+        }
+        self.say_hello(nonce, deadline)
     }
 
     fn say_hello(&self, nonce: u64, deadline: Instant) -> Result<Welcome, AgentError> {
@@ -392,6 +402,15 @@ impl Connection {
         inbox.answers.push_back((answer, cost));
         self.changed.notify_all();
         Ok(())
+    }
+}
+
+/// Bytes nobody can foresee.
+pub(super) fn random<const COUNT: usize>() -> Result<[u8; COUNT], AgentError> {
+    let mut bytes = [0; COUNT];
+    match getrandom(&mut bytes, GetRandomFlags::empty()) {
+        Ok(_) => Ok(bytes),
+        Err(error) => Err(AgentError::Protocol { found: io::Error::from(error).to_string() }),
     }
 }
 

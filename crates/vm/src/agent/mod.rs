@@ -16,7 +16,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use kiln_model::hostile;
-use kiln_model::protocol::{Answer, Done, ErrorKind, Exec, Heartbeat, Request, Stat, Welcome};
+use kiln_model::protocol::{
+    Answer, Done, ErrorKind, Exec, Heartbeat, Renewal, Request, Stat, Welcome,
+};
 
 pub use files::{PullReport, Pulled};
 pub use kiln_model::protocol::{ExitStatus, PullLimits, SignalTarget, Stream};
@@ -221,6 +223,47 @@ impl Agent {
     /// [`AgentError::Guest`].
     pub fn seed_entropy(&self, bytes: &[u8], deadline: Instant) -> Result<(), AgentError> {
         self.done(Request::SeedEntropy(bytes.to_vec()), deadline, "seeding").map(|_| ())
+    }
+
+    /// Makes the guest say nothing more. When this returns nothing is under way in the channel, and the machine may be
+    /// saved; [`greet_again`](Agent::greet_again) begins anew.
+    ///
+    /// # Errors
+    /// [`AgentError::Timeout`].
+    pub fn rest(&self, deadline: Instant) -> Result<(), AgentError> {
+        self.done(Request::Rest, deadline, "rest").map(|_| ())
+    }
+
+    /// Begins another conversation on the same stream, after a [`rest`](Agent::rest). What ran in the guest for the last
+    /// one is killed.
+    ///
+    /// # Errors
+    /// As [`greet`](Agent::greet).
+    pub fn greet_again(&mut self, deadline: Instant) -> Result<(), AgentError> {
+        self.welcome = self.connection.greet_again(deadline)?;
+        Ok(())
+    }
+
+    /// Makes the guest a machine of its own: clock, random numbers, host name, machine id.
+    ///
+    /// # Errors
+    /// [`AgentError::Guest`], or [`AgentError::Protocol`] when this host has no random bytes.
+    pub fn renew(
+        &self,
+        since_epoch: Duration,
+        hostname: &str,
+        deadline: Instant,
+    ) -> Result<(), AgentError> {
+        let random = connection::random::<80>()?;
+        let (machine, entropy) = random.split_at(16);
+        let machine_id: String = machine.iter().map(|byte| format!("{byte:02x}")).collect();
+        let renewal = Renewal {
+            since_epoch: u64::try_from(since_epoch.as_nanos()).unwrap_or(u64::MAX),
+            hostname: hostname.as_bytes().to_vec(),
+            machine_id: machine_id.into_bytes(),
+            entropy: entropy.to_vec(),
+        };
+        self.done(Request::Renew(renewal), deadline, "the machine's renewal").map(|_| ())
     }
 
     /// How long the guest takes to answer.

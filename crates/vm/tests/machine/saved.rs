@@ -36,28 +36,30 @@ struct Saved {
 
 /// Boots, tells the guest an `a`, saves.
 fn save(spec: &VmSpec) -> (Vm, UnixStream, Saved) {
-    let vm = Vm::start_savable(spec).unwrap();
-    let mut port = vm.agent_stream().unwrap();
-    port.set_read_timeout(Some(PATIENCE)).unwrap();
-    port.write_all(b"a").unwrap();
+    let vm = Vm::start_savable(spec).expect("a machine that is saved");
+    let mut port = vm.agent_stream().expect("a machine that is saved");
+    port.set_read_timeout(Some(PATIENCE)).expect("a machine that is saved");
+    port.write_all(b"a").expect("a machine that is saved");
     let mut first = [0];
-    port.read_exact(&mut first).unwrap();
+    port.read_exact(&mut first).expect("a machine that is saved");
     assert_eq!(&first, b"-");
-    let memory = tempfile::tempfile().unwrap();
-    let state = vm.save(&memory).unwrap();
+    let memory = tempfile::tempfile().expect("a machine that is saved");
+    let state = vm.save(&memory).expect("a machine that is saved");
     (vm, port, Saved { memory, state })
 }
 
 fn restore(spec: &VmSpec, saved: &Saved, log: &Path) -> (Vm, UnixStream) {
     let spec = VmSpec { console_log: log.to_owned(), ..spec.clone() };
-    let vm = Vm::restore(&spec, &saved.memory, saved.state.clone()).unwrap();
-    let port = vm.agent_stream().unwrap();
+    let vm =
+        Vm::restore(&spec, &saved.memory, saved.state.clone()).expect("a machine that comes back");
+    let port = vm.agent_stream().expect("a machine that comes back");
     (vm, port)
 }
 
 fn bytes_of(file: &File) -> Vec<u8> {
-    let mut bytes = vec![0; usize::try_from(file.metadata().unwrap().len()).unwrap()];
-    file.read_exact_at(&mut bytes, 0).unwrap();
+    let mut bytes =
+        vec![0; usize::try_from(file.metadata().expect("readable").len()).expect("readable")];
+    file.read_exact_at(&mut bytes, 0).expect("readable");
     bytes
 }
 
