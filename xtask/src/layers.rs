@@ -32,6 +32,7 @@ const RULES: &[Rule] = &[
             "kiln-image",
             "kiln-parallax",
             "kiln-overlaybd",
+            "kiln-registry",
             "kiln-qcow2",
             "kiln-export",
             "kiln-vm",
@@ -63,6 +64,7 @@ const RULES: &[Rule] = &[
     // The same source under a scheduler of threads, for tests.
     rule("kiln-parallax-schedules", 2, &["kiln-block"]),
     rule("kiln-overlaybd", 2, &["kiln-block"]),
+    rule("kiln-registry", 2, &["kiln-block"]),
     rule("kiln-qcow2", 2, &["kiln-block"]),
     rule("kiln-export", 2, &["kiln-block"]),
     // Units only: drives are sockets or paths to it.
