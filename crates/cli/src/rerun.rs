@@ -59,6 +59,7 @@ fn over(typed: MachineArgs, recorded: MachineArgs) -> MachineArgs {
         hang_timeout: typed.hang_timeout.or(recorded.hang_timeout),
         parameters: recorded.parameters.into_iter().chain(typed.parameters).collect(),
         fast: typed.fast || recorded.fast,
+        root: typed.root.or(recorded.root),
     }
 }
 
@@ -84,6 +85,7 @@ pub(crate) fn command_line(source: &str, kernel: Option<&str>, args: &RunArgs) -
     option("--qemu", machine.qemu.as_deref());
     option("--boot-timeout", machine.boot_timeout.as_deref());
     option("--hang-timeout", machine.hang_timeout.as_deref());
+    option("--root", machine.root.as_deref());
     machine.parameters.iter().for_each(|parameter| option("--parameter", Some(parameter)));
     if machine.fast {
         words.push("--fast".to_owned());

@@ -2,7 +2,6 @@
 //! buries them; it waits for nothing but its own `poll`.
 
 use std::collections::{BTreeMap, HashMap};
-use std::fs;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
@@ -12,18 +11,17 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use kiln_model::protocol::{
-    Answer, CONTROL, Decoder, Done, ErrorKind, Exec, ExitStatus, HEARTBEAT_EVERY_MS, Heartbeat,
-    PROTOCOL, Push, Request, SignalTarget, Stream, Welcome,
+    Answer, CONTROL, Decoder, Done, ErrorKind, Exec, ExitStatus, HEARTBEAT_EVERY_MS, PROTOCOL,
+    Push, Request, SignalTarget, Stream, Welcome,
 };
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::process::{Signal, WaitStatus};
-use rustix::time::{ClockId, clock_gettime, clock_settime};
 
 use crate::cgroup::Cgroup;
 use crate::cmdline::Cmdline;
 use crate::disks;
-use crate::modules;
+use crate::machine;
 use crate::outbox::{Conversation, Outbox};
 use crate::port::{Got, Port};
 use crate::power;
@@ -180,7 +178,7 @@ impl Agent {
         if !self.empty_cgroups.is_empty() {
             no_later(now + Duration::from_millis(100));
         }
-        let timeout = until.map(|until| timespec(until.saturating_duration_since(now)));
+        let timeout = until.map(|until| machine::timespec(until.saturating_duration_since(now)));
         match poll(&mut fds, timeout.as_ref()) {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
             Err(error) => return Err(error.into()),
@@ -271,7 +269,7 @@ impl Agent {
             nonce,
             protocol: PROTOCOL,
             release: rustix::system::uname().release().to_bytes().to_vec(),
-            uptime_ms: uptime_ms(),
+            uptime_ms: machine::uptime_ms(),
         };
         self.outbox.send(self.conversation, CONTROL, &Answer::Welcome(welcome));
         self.next_beat = Instant::now();
@@ -347,7 +345,7 @@ impl Agent {
             | Request::Renew(_)
                 if self.role == Role::Process =>
             {
-                line.finish(Err(refused("this agent does not own its machine")));
+                line.finish(Err(machine::refused("this agent does not own its machine")));
             }
             Request::Exec(exec) => self.exec(channel, &exec, &line),
             Request::Ping(number) => line.finish(Ok(Answer::Pong(number))),
@@ -362,11 +360,11 @@ impl Agent {
             }),
             Request::LoadModules(names) => {
                 let cmdline = Arc::clone(&self.cmdline);
-                self.work(line, move |_| load_modules(&names, &cmdline));
+                self.work(line, move |_| machine::load_modules(&names, &cmdline));
             }
-            Request::RescanDisks => self.work(line, |_| rescan_disks()),
-            Request::SetClock(nanoseconds) => line.finish(set_clock(nanoseconds)),
-            Request::SeedEntropy(bytes) => line.finish(seed_entropy(&bytes)),
+            Request::RescanDisks => self.work(line, |_| machine::rescan_disks()),
+            Request::SetClock(nanoseconds) => line.finish(machine::set_clock(nanoseconds)),
+            Request::SeedEntropy(bytes) => line.finish(machine::seed_entropy(&bytes)),
             Request::Renew(renewal) => {
                 let cmdline = Arc::clone(&self.cmdline);
                 self.work(line, move |_| Ok(renewal::renew(&renewal, &cmdline)));
@@ -380,7 +378,7 @@ impl Agent {
 
     fn exec(&mut self, channel: u32, exec: &Exec, line: &Line) {
         if self.sessions.len() >= MAX_SESSIONS {
-            line.finish(Err(refused("too many programs run already")));
+            line.finish(Err(machine::refused("too many programs run already")));
             return;
         }
         let cgroup = match self.role {
@@ -413,7 +411,7 @@ impl Agent {
         let workers = Arc::clone(&self.workers);
         if workers.fetch_add(1, Ordering::Relaxed) >= MAX_WORKERS {
             workers.fetch_sub(1, Ordering::Relaxed);
-            line.finish(Err(refused("too many operations at once")));
+            line.finish(Err(machine::refused("too many operations at once")));
             return;
         }
         let for_thread = line.clone();
@@ -425,7 +423,7 @@ impl Agent {
             });
         if let Err(error) = started {
             self.workers.fetch_sub(1, Ordering::Relaxed);
-            line.finish(Err(refused(&format!("cannot start a thread: {error}"))));
+            line.finish(Err(machine::refused(&format!("cannot start a thread: {error}"))));
         }
     }
 
@@ -544,22 +542,9 @@ impl Agent {
             return;
         }
         self.next_beat = now + HEARTBEAT_EVERY;
-        let info = rustix::system::sysinfo();
-        let unit = u64::from(info.mem_unit.max(1));
-        let heartbeat = Heartbeat {
-            uptime_ms: uptime_ms(),
-            // The kernel counts load in 1/65536.
-            load_centi: u32::try_from(info.loads[0].saturating_mul(100) >> 16).unwrap_or(u32::MAX),
-            memory_total: info.totalram.saturating_mul(unit),
-            memory_available: memory_available().unwrap_or(info.freeram.saturating_mul(unit)),
-            sessions: u32::try_from(self.sessions.len()).unwrap_or(u32::MAX),
-        };
+        let heartbeat = machine::vital_signs(self.sessions.len());
         self.outbox.beat(&Answer::Heartbeat(heartbeat));
     }
-}
-
-fn refused(text: &str) -> Answer {
-    Answer::Error { kind: ErrorKind::Refused, text: text.as_bytes().to_vec() }
 }
 
 fn exit_status(status: WaitStatus) -> ExitStatus {
@@ -567,59 +552,5 @@ fn exit_status(status: WaitStatus) -> ExitStatus {
         (Some(code), _) => ExitStatus::Code(code),
         (None, Some(signal)) => ExitStatus::Signal(signal),
         (None, None) => ExitStatus::Code(-1),
-    }
-}
-
-fn load_modules(names: &[Vec<u8>], cmdline: &Cmdline) -> Result<Answer, Answer> {
-    let names: Vec<_> = names.iter().map(|name| String::from_utf8_lossy(name)).collect();
-    let names: Vec<&str> = names.iter().map(AsRef::as_ref).collect();
-    let loaded = modules::load(&names, "", cmdline)
-        .map_err(|trouble| Answer::Error { kind: trouble.kind, text: trouble.text.into_bytes() })?;
-    // A driver may have brought disks.
-    let _ = disks::rescan();
-    Ok(Answer::Done(Done { count: loaded, ..Done::default() }))
-}
-
-fn rescan_disks() -> Result<Answer, Answer> {
-    match disks::rescan() {
-        Ok(count) => Ok(Answer::Done(Done { count, ..Done::default() })),
-        Err(error) => Err(transfer::io_error("update", Path::new("/dev/disk/by-id"), &error)),
-    }
-}
-
-fn set_clock(nanoseconds: u64) -> Result<Answer, Answer> {
-    let since_epoch = timespec(Duration::from_nanos(nanoseconds));
-    match clock_settime(ClockId::Realtime, since_epoch) {
-        Ok(()) => Ok(Answer::Done(Done::default())),
-        Err(error) => Err(refused(&format!("cannot set the clock: {error}"))),
-    }
-}
-
-/// Stirs the bytes in; the kernel credits nothing for them, but its output is another from now on.
-fn seed_entropy(bytes: &[u8]) -> Result<Answer, Answer> {
-    let path = Path::new("/dev/urandom");
-    match fs::write(path, bytes) {
-        Ok(()) => Ok(Answer::Done(Done::default())),
-        Err(error) => Err(transfer::io_error("write", path, &error)),
-    }
-}
-
-fn uptime_ms() -> u64 {
-    let now = clock_gettime(ClockId::Boottime);
-    let seconds = u64::try_from(now.tv_sec).unwrap_or(0);
-    seconds * 1000 + u64::try_from(now.tv_nsec).unwrap_or(0) / 1_000_000
-}
-
-fn memory_available() -> Option<u64> {
-    let text = fs::read_to_string("/proc/meminfo").ok()?;
-    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
-    let kib: u64 = line.trim().strip_suffix(" kB")?.parse().ok()?;
-    Some(kib * 1024)
-}
-
-fn timespec(duration: Duration) -> Timespec {
-    Timespec {
-        tv_sec: i64::try_from(duration.as_secs()).unwrap_or(i64::MAX),
-        tv_nsec: i64::from(duration.subsec_nanos()),
     }
 }

@@ -12,6 +12,7 @@ mod cmdline;
 mod console;
 mod disks;
 mod init;
+mod machine;
 mod modules;
 mod outbox;
 mod port;
@@ -71,6 +72,9 @@ fn be_init() -> ExitCode {
         if let Err(trouble) = modules::load(&names, "", &cmdline) {
             say!("{}", trouble.text);
         }
+    }
+    if let Err(trouble) = modules::load_drivers(&cmdline) {
+        say!("{}", trouble.text);
     }
     if let Err(trouble) = root::enter(&cmdline) {
         say!("{trouble}");

@@ -16,6 +16,10 @@ use crate::console::say;
 /// The kernel decompresses the file itself (since 5.17, where it was built with that ability).
 const MODULE_INIT_COMPRESSED_FILE: i32 = 4;
 
+/// Where an initrd has the modules that lead to a root disk, and the list of them in the order of loading.
+const DRIVERS: &str = "/drivers";
+const DRIVERS_ORDER: &str = "/drivers/order";
+
 /// Why a module was not loaded: what kind of no, and for a person.
 #[derive(Debug)]
 pub(crate) struct ModuleTrouble {
@@ -113,6 +117,15 @@ pub(crate) fn load(
         }
     }
     Ok(loaded)
+}
+
+/// Loads what the initrd lists, in its order; an initrd without such a list has nothing to load.
+pub(crate) fn load_drivers(cmdline: &Cmdline) -> Result<(), ModuleTrouble> {
+    let Ok(order) = fs::read_to_string(DRIVERS_ORDER) else { return Ok(()) };
+    for name in order.lines() {
+        insert(&Path::new(DRIVERS).join(name), "", cmdline)?;
+    }
+    Ok(())
 }
 
 /// Whether the kernel holds a module of this name, loaded or built in.

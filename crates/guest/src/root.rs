@@ -1,5 +1,5 @@
 //! From the initramfs to a root disk: `kiln.root=SERIAL` says which, and the disk is never written. Over it lies an
-//! empty tmpfs that takes what is written.
+//! empty tmpfs that takes what is written. `kiln.root=SERIAL,rw` names a disk that takes it itself.
 //!
 //! The initramfs is emptied and left as `switch_root(8)` does it: its file system cannot be unmounted, only
 //! covered.
@@ -26,14 +26,23 @@ const PARTS: &str = "/run/kiln-root";
 
 /// Moves to the root disk, if the command line names one.
 pub(crate) fn enter(cmdline: &Cmdline) -> Result<(), String> {
-    let Some(serial) = cmdline.kiln("root") else { return Ok(()) };
+    let Some(wanted) = cmdline.kiln("root") else { return Ok(()) };
+    let (serial, written) = match wanted.split_once(',') {
+        Some((serial, "rw")) => (serial, true),
+        Some((_, mode)) => return Err(format!("a root disk is mounted rw or not, not {mode}")),
+        None => (wanted, false),
+    };
     let device = find(serial)?;
     let part = |name: &str| Path::new(PARTS).join(name);
     let (disk, over, root) = (part("disk"), part("over"), part("root"));
     for folder in [&disk, &over, &root] {
         fs::create_dir_all(folder).map_err(told("make", folder))?;
     }
-    mount_disk(&device, &disk)?;
+    if written {
+        mount_disk(&device, &root, MountFlags::empty())?;
+        return switch_to(&root);
+    }
+    mount_disk(&device, &disk, MountFlags::RDONLY)?;
     let memory = MountFlags::empty();
     mount("tmpfs", &over, "tmpfs", memory, c"mode=0755").map_err(told_errno("mount", &over))?;
     for name in ["upper", "work"] {
@@ -80,10 +89,10 @@ fn find(serial: &str) -> Result<PathBuf, String> {
 }
 
 /// ext4's driver reads ext2, too, and is the only one in many kernels.
-fn mount_disk(device: &Path, target: &Path) -> Result<(), String> {
+fn mount_disk(device: &Path, target: &Path, access: MountFlags) -> Result<(), String> {
     let mut last = Errno::NODEV;
     for kind in ["ext4", "ext2"] {
-        match mount(device, target, kind, MountFlags::RDONLY | MountFlags::NOATIME, c"") {
+        match mount(device, target, kind, access | MountFlags::NOATIME, c"") {
             Ok(()) => return Ok(()),
             Err(error) => last = error,
         }

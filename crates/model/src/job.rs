@@ -8,10 +8,11 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::event::KernelIdentity;
+use crate::root::{JobRoot, ROOT_SERIAL};
 use crate::{RunId, StageName};
 
 /// Version of this schema; a job of another version is refused.
-pub const SCHEMA: u32 = 2;
+pub const SCHEMA: u32 = 3;
 
 /// One job.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -29,6 +30,9 @@ pub struct JobSpec {
     pub kernel: JobKernel,
     /// The initramfs to boot.
     pub initramfs: PathBuf,
+    /// Where the root file system is.
+    #[serde(default)]
+    pub root: JobRoot,
     /// The machine.
     pub machine: Machine,
     /// Where its machines' numbers start, from 1. Jobs that run at the same time share the numbers among them.
@@ -112,6 +116,9 @@ impl JobSpec {
             if disk.size == 0 || !disk.size.is_multiple_of(4096) || disk.size > 8 << 40 {
                 return Err("a disk's size is a whole number of 4096 bytes, at most 8T");
             }
+            if disk.base.is_some() && disk.persistent.is_some() {
+                return Err("a disk is a clone of its base, or the disk of the pool itself");
+            }
             if disk.base.as_ref().is_some_and(|base| !is_snapshot(base)) {
                 return Err("a disk's base is a snapshot NAME@SNAP");
             }
@@ -121,6 +128,10 @@ impl JobSpec {
         }
         if !self.disks.is_empty() && self.pool.is_none() {
             return Err("there are disks, but no pool for them");
+        }
+        let has_root = self.disks.iter().any(|disk| disk.serial == ROOT_SERIAL);
+        if has_root != (self.root == JobRoot::Disk) {
+            return Err("the root is on a disk that is not there, or such a disk on no root");
         }
         if self.first_machine == 0 || self.machine_step == 0 {
             return Err("machines are numbered from 1, in steps");
@@ -255,6 +266,9 @@ pub struct Disk {
     /// The snapshot of the pool it starts as, `NAME@SNAP`; without one it is empty.
     #[serde(default)]
     pub base: Option<String>,
+    /// The disk of the pool that it is, instead of a clone: what the guest writes stays.
+    #[serde(default)]
+    pub persistent: Option<String>,
 }
 
 /// One stage.
@@ -298,12 +312,12 @@ mod tests {
     #[test]
     fn a_spec_of_another_schema_is_refused_by_its_number_not_by_its_fields() {
         let error = JobSpec::parse(r#"{"schema": 1, "moon": true}"#).unwrap_err();
-        assert!(error.to_string().contains("schema 1, this build executes 2"), "{error}");
+        assert!(error.to_string().contains("schema 1, this build executes 3"), "{error}");
     }
 
     #[test]
     fn hostile_specs_are_refused_without_a_panic() {
-        for text in ["", "[]", "null", "{}", "{\"schema\":2}", &"[".repeat(100_000)] {
+        for text in ["", "[]", "null", "{}", "{\"schema\":3}", &"[".repeat(100_000)] {
             assert!(JobSpec::parse(text).is_err());
         }
     }

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use crate::event::KernelIdentity;
 use crate::job::{self, JobKernel, JobSpec, KeepDisks, Machine};
+use crate::root::{JobRoot, RootChoice};
 use crate::scenario::{Disk, MachineCount, MachineWish, Scenario, Script, Stage, TimeLimit};
 use crate::wildcard::matches;
 use crate::{RunId, StageName, scenario};
@@ -44,6 +45,8 @@ pub struct Plan {
     pub kernel_parameters: Vec<String>,
     /// Whether parameters that change the kernel's behaviour may be used to boot faster.
     pub fast: bool,
+    /// Where the root file system is asked to be.
+    pub root: RootChoice,
     /// The disks of every machine.
     pub disks: Vec<Disk>,
     /// Environment of every stage, sorted by name.
@@ -110,6 +113,8 @@ pub struct JobPlaces {
     pub boot: PathBuf,
     /// The initramfs to boot.
     pub initramfs: PathBuf,
+    /// Where the root file system is.
+    pub root: JobRoot,
     /// Kernel modules to load before the first stage.
     pub modules: Vec<String>,
     /// The pool of the disks.
@@ -169,6 +174,7 @@ pub fn plan(
         machine: wish.settle(),
         kernel_parameters: wish.kernel_parameters,
         fast: wish.fast.unwrap_or(false),
+        root: wish.root.unwrap_or_default(),
         disks: scenario.disks.clone(),
         environment: merged(&scenario.environment, &choices.environment),
         stages,
@@ -233,6 +239,7 @@ impl Plan {
                 fast: self.fast,
             },
             initramfs: places.initramfs,
+            root: places.root,
             machine: self.machine.clone(),
             first_machine,
             machine_step,

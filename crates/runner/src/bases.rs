@@ -27,7 +27,7 @@ use crate::stop::{StopToken, Urgency};
 /// How names of disks that others start as begin.
 pub const BASE: &str = "base:";
 /// Their snapshot.
-const READY: &str = "ready";
+pub(crate) const READY: &str = "ready";
 /// Of one scenario or image, so many are kept.
 const KEPT_BASES: usize = 8;
 /// How long the making of a disk may take.
@@ -139,6 +139,8 @@ pub struct Bases<'a> {
     pub pool: &'a Path,
     /// The way to it.
     pub access: &'a PoolAccess,
+    /// The disk of the pool that is the root and stays, if a person wants one.
+    pub persist: Option<&'a str>,
 }
 
 impl Bases<'_> {
@@ -158,7 +160,7 @@ impl Bases<'_> {
             let serial = disk.serial.clone();
             let Some(start) = Some(&disk.start).filter(|start| **start != DiskStart::Empty) else {
                 let size = disk.size.map_or(0, ByteLen::get);
-                disks.push(Disk { serial, size, base: None });
+                disks.push(Disk { serial, size, base: None, persistent: None });
                 continue;
             };
             let same = |known: &&(&scenario::Disk, _)| {
@@ -177,8 +179,10 @@ impl Bases<'_> {
                 );
                 return Err(self.unfit(disk, why));
             }
-            disks.push(Disk { serial, size, base: Some(base) });
+            disks.push(Disk { serial, size, base: Some(base), persistent: None });
         }
+        // The last, so that the names of the others in a guest do not depend on it.
+        disks.extend(self.settle_root(say, stop)?);
         Ok(disks)
     }
 
@@ -214,13 +218,7 @@ impl Bases<'_> {
         if let Some(size) = self.size_of(&store, disk, &name, &snapshot)? {
             return Ok(found(size));
         }
-        // Without its snapshot it was made halfway.
-        let half = Request::Remove { names: vec![name.clone()], snapshots: true };
-        match store.ask(half) {
-            Ok(_) => {}
-            Err(StoreError::Refused(refusal)) if matches!(refusal.why, Why::NoDisk { .. }) => {}
-            Err(error) => return Err(failed(error)),
-        }
+        self.forget_half(&store, disk, &name)?;
         let began = Instant::now();
         match &disk.start {
             DiskStart::Image { path } => {
@@ -242,12 +240,29 @@ impl Bases<'_> {
         Ok(found(size.unwrap_or_default()))
     }
 
+    /// Removes what was made halfway: without its snapshot.
+    pub(crate) fn forget_half(
+        &self,
+        store: &Store,
+        disk: &scenario::Disk,
+        name: &str,
+    ) -> Result<(), BaseError> {
+        let half = Request::Remove { names: vec![name.to_owned()], snapshots: true };
+        match store.ask(half) {
+            Ok(_) => Ok(()),
+            Err(StoreError::Refused(refusal)) if matches!(refusal.why, Why::NoDisk { .. }) => {
+                Ok(())
+            }
+            Err(error) => Err(self.pool_trouble(disk, error)),
+        }
+    }
+
     fn unfit(&self, disk: &scenario::Disk, why: String) -> BaseError {
         let scenario = self.source.to_owned();
         BaseError::Unfit { scenario, line: disk.line, serial: disk.serial.clone(), why }
     }
 
-    fn pool_trouble(&self, disk: &scenario::Disk, error: StoreError) -> BaseError {
+    pub(crate) fn pool_trouble(&self, disk: &scenario::Disk, error: StoreError) -> BaseError {
         match error {
             StoreError::Stopped => BaseError::Interrupted,
             error => BaseError::Pool {
@@ -258,7 +273,7 @@ impl Bases<'_> {
         }
     }
 
-    fn size_of(
+    pub(crate) fn size_of(
         &self,
         store: &Store,
         disk: &scenario::Disk,
@@ -278,7 +293,7 @@ impl Bases<'_> {
     }
 
     /// One process at a time makes bases for a pool; the kernel gives the lock back however it ends.
-    fn lock(&self, disk: &scenario::Disk) -> Result<File, BaseError> {
+    pub(crate) fn lock(&self, disk: &scenario::Disk) -> Result<File, BaseError> {
         let path = self.pool.with_added_extension("bases");
         let failed = |source| BaseError::Host {
             act: format!("lock {} to make disk {} ready", path.display(), disk.serial),
@@ -348,10 +363,23 @@ impl Bases<'_> {
     ) -> Result<(), BaseError> {
         let path = self.image_path(path);
         let file = File::open(&path).map_err(|error| self.unreadable(disk, &path, error))?;
+        self.import_file(store, disk, file, &path.display().to_string(), name, stop)
+    }
+
+    /// Imports an open file, to be called `label`.
+    pub(crate) fn import_file(
+        &self,
+        store: &Store,
+        disk: &scenario::Disk,
+        file: File,
+        label: &str,
+        name: &str,
+        stop: &StopToken,
+    ) -> Result<(), BaseError> {
         let request = Request::Import {
             name: name.to_owned(),
             format: None,
-            file: path.display().to_string(),
+            file: label.to_owned(),
             backing: Vec::new(),
             snapshot: None,
         };
@@ -388,7 +416,8 @@ impl Bases<'_> {
         let run: RunId = "20000101-000000-0000"
             .parse()
             .map_err(|error| host("name the preparation")(std::io::Error::other(error)))?;
-        let empty = Disk { serial: serial(), size: disk.size.map_or(0, ByteLen::get), base: None };
+        let size = disk.size.map_or(0, ByteLen::get);
+        let empty = Disk { serial: serial(), size, base: None, persistent: None };
         let places = self.equipment.places(
             run,
             folder.path().to_owned(),
@@ -436,7 +465,7 @@ impl Bases<'_> {
     }
 
     /// Of bases with the same beginning only the latest stay; what is shared with clones costs nobody anything.
-    fn forget_old(&self, store: &Store, name: &str) {
+    pub(crate) fn forget_old(&self, store: &Store, name: &str) {
         let Some((prefix, _)) = name.rsplit_once(':') else { return };
         let prefix = format!("{prefix}:");
         let Ok(Reply::Disks { disks }) = store.ask(Request::List) else { return };
@@ -451,7 +480,7 @@ impl Bases<'_> {
 }
 
 /// `base:STEM:DIGEST`, of what names in a pool may hold.
-fn named(stem: &str, digest: &blake3::Hasher) -> String {
+pub(crate) fn named(stem: &str, digest: &blake3::Hasher) -> String {
     let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
     let stem: String = stem.chars().map(|c| if allowed(c) { c } else { '-' }).take(48).collect();
     let digest = digest.finalize().to_hex();

@@ -2,8 +2,9 @@
 
 use std::path::PathBuf;
 
+use kiln_block::ByteLen;
 use kiln_image::cache::{
-    BuiltImage, ForeseenImage, GuestExecutable, ImageError, ImageRequest, ImageStore,
+    BuiltImage, ForeseenImage, Form, GuestExecutable, ImageError, ImageRequest, ImageStore, Kind,
 };
 use kiln_image::kernel::{BootFile, Kernel, KernelCache, KernelError};
 use kiln_image::manifest::{Contents, ManifestSource};
@@ -11,8 +12,10 @@ use kiln_model::RunId;
 use kiln_model::event::{Happening, NoteLevel};
 use kiln_model::job::Disk;
 use kiln_model::plan::JobPlaces;
+use kiln_model::root::{JobRoot, ROOT_SERIAL, RootChoice};
 
 use crate::load::Loaded;
+use crate::roots::ROOM;
 
 /// Where things are kept, and what becomes the guest's process 1.
 #[derive(Clone, Debug)]
@@ -25,11 +28,13 @@ pub struct Stores {
     pub guest: GuestExecutable,
 }
 
-/// What a job boots. Holds a lease on the image, so it must live as long as the run.
+/// What a job boots. Holds leases on the images, so it must live as long as the run.
 #[derive(Debug)]
 pub struct Equipment {
-    /// The image.
+    /// The image with the guest's content.
     pub image: BuiltImage,
+    /// Where that is a root disk: the initramfs that leads to it.
+    pub initrd: Option<BuiltImage>,
     /// The kernel file QEMU gets.
     pub boot: PathBuf,
     /// The modules that are loaded before the first stage.
@@ -73,19 +78,43 @@ pub fn foresee(
     loaded: &Loaded,
     kernel: &Kernel,
     stores: &Stores,
+    root: RootChoice,
 ) -> Result<ForeseenImage, EquipError> {
-    let request = image_request(loaded, kernel, stores);
+    let request = image_request(loaded, kernel, stores).as_form(form(root));
     stores.images.foresee(&request).map_err(|error| image_trouble(loaded, error))
 }
 
-/// Finds or builds what a scenario boots on a kernel.
-pub fn equip(loaded: &Loaded, kernel: &Kernel, stores: &Stores) -> Result<Equipment, EquipError> {
+fn form(root: RootChoice) -> Form {
+    match root {
+        RootChoice::Auto => Form::Auto,
+        RootChoice::Initramfs => Form::Initramfs,
+        RootChoice::Disk => Form::Root { free: ByteLen::new(0) },
+        RootChoice::Clone => Form::Root { free: ROOM },
+    }
+}
+
+/// Finds or builds what a scenario boots on a kernel, with its root where it is wanted.
+pub fn equip(
+    loaded: &Loaded,
+    kernel: &Kernel,
+    stores: &Stores,
+    root: RootChoice,
+) -> Result<Equipment, EquipError> {
     let boot_file = kernel.boot_file(&stores.kernels)?;
-    let image = stores
-        .images
-        .get_or_build(&image_request(loaded, kernel, stores))
-        .map_err(|error| image_trouble(loaded, error))?;
+    let request = image_request(loaded, kernel, stores).as_form(form(root));
+    let found = |request: &ImageRequest| {
+        stores.images.get_or_build(request).map_err(|error| image_trouble(loaded, error))
+    };
+    let image = found(&request)?;
     let mut notes = image.notes.clone();
+    let initrd = match image.kind {
+        Kind::Initramfs => None,
+        Kind::Root => {
+            let disk = image.disk.unwrap_or_default();
+            notes.push(format!("the root is a disk of {disk}, none of which is written anywhere"));
+            Some(found(&request.as_form(Form::Initrd))?)
+        }
+    };
     if let BootFile::BzImage(_, why) = &boot_file {
         notes.push(format!("the kernel boots from its bzImage, which takes longer: {why}"));
     }
@@ -94,7 +123,7 @@ pub fn equip(loaded: &Loaded, kernel: &Kernel, stores: &Stores) -> Result<Equipm
     let modules = Contents::load(&manifest_of(loaded))
         .map_err(|error| image_trouble(loaded, error.into()))?
         .required_modules();
-    Ok(Equipment { image, boot, modules, notes })
+    Ok(Equipment { image, initrd, boot, modules, notes })
 }
 
 impl Equipment {
@@ -121,11 +150,19 @@ impl Equipment {
         pool: Option<PathBuf>,
         disks: Vec<Disk>,
     ) -> JobPlaces {
+        let root = if disks.iter().any(|disk| disk.serial == ROOT_SERIAL) {
+            JobRoot::Disk
+        } else if self.image.kind == Kind::Root {
+            JobRoot::Plan { plan: self.image.path.clone() }
+        } else {
+            JobRoot::Initramfs
+        };
         JobPlaces {
             run,
             folder,
             boot: self.boot.clone(),
-            initramfs: self.image.path.clone(),
+            initramfs: self.initrd.as_ref().unwrap_or(&self.image).path.clone(),
+            root,
             modules: self.modules.clone(),
             pool,
             disks,

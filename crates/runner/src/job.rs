@@ -11,6 +11,7 @@ pub(crate) mod disks;
 mod flood;
 pub(crate) mod machine;
 pub(crate) mod qemu;
+mod root;
 mod stage;
 
 use std::time::{Duration, Instant};

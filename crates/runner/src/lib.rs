@@ -11,6 +11,7 @@ mod equip;
 pub mod job;
 mod load;
 pub mod local;
+mod roots;
 pub mod shell;
 pub mod shipped;
 mod sink;

@@ -91,6 +91,10 @@ impl Shell {
         let deadline = Instant::now() + Duration::from_millis(spec.machine.boot_timeout_ms);
         let mut crash: Option<String> = None;
         let mut last = String::new();
+        // Whatever the guest says of it, the host's own fault explains it better.
+        let fails = |machine: &mut QemuMachine, why: String| {
+            ShellError::Boot(machine.host_trouble().unwrap_or(why))
+        };
         loop {
             if stop.urgency() > Urgency::GoOn {
                 return Err(ShellError::Interrupted);
@@ -100,7 +104,7 @@ impl Shell {
                     tell(sink, Happening::VmReady { vm: 1, boot_ms, boot_cpu_ms });
                     return Ok(Shell { machine: Box::new(machine) });
                 }
-                Some(News::Failed(reason)) => return Err(ShellError::Boot(reason)),
+                Some(News::Failed(reason)) => return Err(fails(&mut machine, reason)),
                 Some(News::Sign(Sign::Splat(splat))) => {
                     crash.get_or_insert_with(|| splat.signature.clone());
                     tell(sink, Happening::SplatSeen { vm: 1, stage: None, splat });
@@ -119,14 +123,14 @@ impl Shell {
                     } else {
                         format!("{how}: {last}")
                     });
-                    return Err(ShellError::Boot(why));
+                    return Err(fails(&mut machine, why));
                 }
                 _ => {}
             }
             if Instant::now() >= deadline {
                 let waited = spec.machine.boot_timeout_ms / 1000;
                 let said = if last.is_empty() { "it printed nothing" } else { last.as_str() };
-                return Err(ShellError::Boot(format!("no answer within {waited} s; {said}")));
+                return Err(fails(&mut machine, format!("no answer within {waited} s; {said}")));
             }
         }
     }

@@ -60,6 +60,14 @@ pub(crate) struct MachineArgs {
     /// Allow kernel parameters that boot faster but change the kernel's behaviour
     #[arg(long)]
     pub(crate) fast: bool,
+
+    /// Where the guest's root file system is: auto, initramfs, disk or clone
+    ///
+    /// `initramfs` is all of it in the guest's memory. `disk` is made of this machine's files while the guest reads them:
+    /// nothing is written anywhere, and what the guest writes is in its memory. `clone` takes what the guest writes in
+    /// the pool. `auto` is `initramfs` up to 32 MiB and `disk` beyond.
+    #[arg(long, value_name = "WHERE")]
+    pub(crate) root: Option<String>,
 }
 
 /// Run a scenario's stages in throwaway virtual machines
@@ -135,6 +143,13 @@ pub(crate) struct ShellArgs {
     /// A built kernel tree, a vmlinuz with its modules beside it, or a release from `kiln kernel ls`
     #[arg(long, short, value_name = "KERNEL")]
     pub(crate) kernel: Option<String>,
+
+    /// Boot the pool's disk NAME as the root, on which what is written stays
+    ///
+    /// When the pool has no such disk, it is made: a clone of the scenario's root. `kiln disk` snapshots it, copies it and
+    /// removes it as any other.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) persist: Option<String>,
 
     /// Set a variable in the shell; may be repeated
     #[arg(long = "env", short, value_name = "NAME=VALUE", value_parser = variable)]

@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use kiln_image::cache::{ImageError, ImageStore, PruneLimits, StoredImage};
 use kiln_image::newc;
+use kiln_model::root::RootChoice;
 use kiln_model::scenario::duration;
 use serde_json::json;
 
@@ -40,7 +41,7 @@ pub(crate) fn image(session: Session, command: &ImageCommand) -> Result<Exit, Fa
 fn build(mut session: Session, args: &ImageBuildArgs) -> Result<Exit, Failure> {
     let loaded = target::scenario(&args.scenario)?;
     let kernel = target::chosen_kernel(&mut session, args.kernel.as_deref())?;
-    let image = target::equipment(&session, &loaded, &kernel)?.image;
+    let image = target::equipment(&session, &loaded, &kernel, RootChoice::Initramfs)?.image;
     for note in &image.notes {
         terminal::say(&format!("note: {}", hostile::line(note)));
     }

@@ -30,7 +30,7 @@ pub(crate) fn plan(mut session: Session, args: &PlanArgs) -> Result<Exit, Failur
     let mut choices = target::choices(&session);
     choices.stages.clone_from(&args.target.stages);
     let plan = target::planned(&loaded.scenario, &kernel.identity(), &choices)?;
-    let image = target::foreseen(&session, &loaded, &kernel)?;
+    let image = target::foreseen(&session, &loaded, &kernel, plan.root)?;
     if session.json() {
         session.out_json(&as_json(&plan, image.as_ref()))?;
         return Ok(Exit::Success);

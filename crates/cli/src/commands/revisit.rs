@@ -5,6 +5,7 @@ use std::path::Path;
 use kiln_history::{RunFolder, RunSummary};
 use kiln_model::StageName;
 use kiln_model::job::{self, JobSpec, KEPT_SNAPSHOT, KeepDisks};
+use kiln_model::root::{JobRoot, RootChoice};
 use kiln_model::scenario::nearest;
 use kiln_runner::{Equipment, local};
 use kiln_store::{Reply, Request, Store, StoreError, Why};
@@ -91,7 +92,12 @@ fn image_again(
     run: &RunSummary,
     spec: &JobSpec,
 ) -> Result<Option<Equipment>, Failure> {
-    if spec.initramfs.is_file() && spec.kernel.boot.is_file() {
+    let plan = match &spec.root {
+        JobRoot::Plan { plan } => Some(plan),
+        JobRoot::Initramfs | JobRoot::Disk => None,
+    };
+    let there = plan.is_none_or(|plan| plan.is_file()) && spec.initramfs.is_file();
+    if there && spec.kernel.boot.is_file() {
         return Ok(None);
     }
     let changed = |what: &str| {
@@ -104,8 +110,15 @@ fn image_again(
     if kernel.identity() != run.kernel {
         return Err(changed("the kernel"));
     }
-    let equipment = target::equipment(session, &loaded, &kernel)?;
-    if equipment.image.path != spec.initramfs || !spec.kernel.boot.is_file() {
+    let root = match spec.root {
+        JobRoot::Initramfs => RootChoice::Initramfs,
+        JobRoot::Plan { .. } => RootChoice::Disk,
+        JobRoot::Disk => RootChoice::Clone,
+    };
+    let equipment = target::equipment(session, &loaded, &kernel, root)?;
+    let initramfs = &equipment.initrd.as_ref().unwrap_or(&equipment.image).path;
+    let same = *initramfs == spec.initramfs && plan.is_none_or(|plan| equipment.image.path == *plan);
+    if !same || !spec.kernel.boot.is_file() {
         return Err(changed("the image"));
     }
     Ok(Some(equipment))

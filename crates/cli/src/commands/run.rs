@@ -57,7 +57,7 @@ fn prepare_and_run(mut session: Session, mut args: RunArgs) -> Result<Exit, Fail
     let stop = StopToken::new();
     let view = Arc::new(Mutex::new(reporter(session.format)));
     listen(&stop, &view)?;
-    let equipment = target::equipment(&session, &loaded, &kernel)?;
+    let equipment = target::equipment(&session, &loaded, &kernel, plan.root)?;
     if stop.urgency() > Urgency::GoOn {
         return Ok(Exit::Interrupted);
     }
@@ -143,6 +143,7 @@ impl Prepared<'_> {
             equipment: &self.equipment,
             pool: &pool,
             access: &target::pool_access(),
+            persist: None,
         };
         let disks = bases.settle(&mut |text| locked(view).say(&hostile::line(&text)), stop);
         let disks = disks.map_err(target::not_based)?;

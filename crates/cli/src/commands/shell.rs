@@ -9,6 +9,7 @@ use kiln_model::event::{Event, Happening, NoteLevel};
 use kiln_model::job::{JobSpec, KeepDisks};
 use kiln_model::plan::{Choices, Plan};
 use kiln_model::protocol::ErrorKind;
+use kiln_model::root::RootChoice;
 use kiln_model::scenario::Scenario;
 use kiln_model::{RunId, event::KernelIdentity};
 use kiln_runner::shell::{Shell, ShellError, ShellEvent, ShellInput};
@@ -81,9 +82,12 @@ fn of_a_scenario(
     let kernel = target::chosen_kernel(&mut session, args.kernel.as_deref())?;
     let choices = Choices { environment: args.environment.clone(), ..target::choices(&session) };
     let mut plan = without_stages(&loaded.scenario, &kernel.identity(), &choices);
+    if args.persist.is_some() {
+        plan.root = RootChoice::Clone;
+    }
     target::check_machine(&session, &plan.machine)?;
     listen(stop, input)?;
-    let equipment = target::equipment(&session, &loaded, &kernel)?;
+    let equipment = target::equipment(&session, &loaded, &kernel, plan.root)?;
     settle_acceleration(&mut plan.machine, Some(session.home.cache())).exits(Exit::Setup)?;
     let pool = target::pool(&session);
     let bases = Bases {
@@ -93,6 +97,7 @@ fn of_a_scenario(
         equipment: &equipment,
         pool: &pool,
         access: &target::pool_access(),
+        persist: args.persist.as_deref(),
     };
     let disks = bases.settle(&mut |text| terminal::say(&hostile::line(&text)), stop);
     let disks = disks.map_err(target::not_based)?;
@@ -133,6 +138,7 @@ fn without_stages(scenario: &Scenario, kernel: &KernelIdentity, choices: &Choice
         machine: wish.settle(),
         kernel_parameters: wish.kernel_parameters,
         fast: wish.fast.unwrap_or(false),
+        root: wish.root.unwrap_or_default(),
         disks: scenario.disks.clone(),
         environment,
         stages: Vec::new(),

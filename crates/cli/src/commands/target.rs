@@ -5,6 +5,7 @@ use kiln_image::kernel::Kernel;
 use kiln_model::event::KernelIdentity;
 use kiln_model::job::{AccelerationChoice, KeepDisks, Machine};
 use kiln_model::plan::{Choices, Plan, PlanError, plan};
+use kiln_model::root::RootChoice;
 use kiln_model::scenario::{Scenario, TimeLimit};
 use kiln_runner::{
     BaseError, EquipError, Equipment, LoadError, Loaded, PoolAccess, Stores, equip, foresee, load,
@@ -30,6 +31,7 @@ pub(crate) fn machine_flags(session: &mut Session, args: &MachineArgs) -> Result
     session.flag("vm.boot_timeout", args.boot_timeout.as_deref())?;
     session.flag("vm.hang_timeout", args.hang_timeout.as_deref())?;
     session.flag("vm.fast", args.fast.then_some("true"))?;
+    session.flag("vm.root", args.root.as_deref())?;
     session.config.set_texts("vm.kernel_parameters", &args.parameters);
     Ok(())
 }
@@ -103,8 +105,9 @@ pub(crate) fn equipment(
     session: &Session,
     loaded: &Loaded,
     kernel: &Kernel,
+    root: RootChoice,
 ) -> Result<Equipment, Failure> {
-    equip(loaded, kernel, &stores(session)?).map_err(unequipped)
+    equip(loaded, kernel, &stores(session)?, root).map_err(unequipped)
 }
 
 /// What that would boot, without building it; none where no guest executable is to be had, which only this
@@ -113,11 +116,12 @@ pub(crate) fn foreseen(
     session: &Session,
     loaded: &Loaded,
     kernel: &Kernel,
+    root: RootChoice,
 ) -> Result<Option<ForeseenImage>, Failure> {
     if session.config.path("guest.executable").is_none() && !embedded::has_guest() {
         return Ok(None);
     }
-    foresee(loaded, kernel, &stores(session)?).map(Some).map_err(unequipped)
+    foresee(loaded, kernel, &stores(session)?, root).map(Some).map_err(unequipped)
 }
 
 fn unequipped(error: EquipError) -> Failure {

@@ -2,6 +2,7 @@
 //! schema and `kiln config show` are drawn from this table.
 
 use kiln_model::job::KeepDisks;
+use kiln_model::root::RootChoice;
 
 /// What a value may be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -151,6 +152,14 @@ pub(crate) const KEYS: &[Key] = &[
         variable: "KILN_FAST",
         flag: Some("--fast"),
         about: "Allow kernel parameters that boot faster but change the kernel's behaviour",
+    },
+    Key {
+        name: "vm.root",
+        kind: Kind::Choice(RootChoice::WORDS),
+        default: Some("auto"),
+        variable: "KILN_ROOT",
+        flag: Some("--root"),
+        about: "Where the guest's root is: in memory, on a disk that is never written, or on a clone",
     },
     Key {
         name: "disk.idle",

@@ -191,6 +191,7 @@ impl Config {
             hang_timeout: text("vm.hang_timeout").and_then(|text| text.parse().ok()),
             kernel_parameters: parameters.collect(),
             fast: said("vm.fast").next_back().map(|s| s.value == Value::Switch(true)),
+            root: text("vm.root").and_then(|text| text.parse().ok()),
             qemu: text("vm.qemu").map(PathBuf::from),
         }
     }

@@ -1,7 +1,8 @@
 //! The image store: every image is built once and found again by what it holds.
 //!
 //! ```text
-//! images/KEY.cpio    the image; its modification time is when it was last used
+//! images/KEY.cpio    an initramfs; its modification time is when it was last used
+//! images/KEY.root    the plan of a root disk, likewise
 //! images/KEY.json    what it is, for people
 //! images/KEY.partial an image being built, or left over by a builder that was killed
 //! memos/REQUEST      which files a request looked at, and the key that led to
@@ -13,6 +14,7 @@
 //! Description and memo are not synced; a damaged one is the same as none. Anything here may be deleted
 //! at any time and is built again when it is needed; Kiln itself removes no image that has a [`Lease`].
 
+mod form;
 mod lock;
 mod memo;
 mod request;
@@ -23,13 +25,16 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
+use kiln_block::ByteLen;
 use serde::{Deserialize, Serialize};
 
+pub use form::{Form, Kind, LARGEST_INITRAMFS};
 pub use lock::Lease;
 pub use request::{GuestExecutable, ImageRequest, modified_from_environment};
 pub use upkeep::{PruneLimits, Pruned, StoredImage};
 
 use crate::closure::ClosureError;
+use crate::ext2::{self, Ext2Error, StoredPlanError};
 use crate::initramfs::{self, InitramfsError, Written};
 use crate::manifest::ManifestError;
 use crate::modules::ModuleError;
@@ -54,6 +59,12 @@ pub enum ImageError {
     /// It could not be written.
     #[error(transparent)]
     Build(#[from] InitramfsError),
+    /// It cannot be a root disk.
+    #[error("cannot plan the root disk")]
+    Root(#[from] Ext2Error),
+    /// The plan of the root disk could not be kept.
+    #[error(transparent)]
+    Plan(#[from] StoredPlanError),
     /// The store's folder made trouble.
     #[error("cannot {act} {path} in the image store", path = path.display())]
     Store {
@@ -96,10 +107,14 @@ pub struct BuiltImage {
     pub path: PathBuf,
     /// Its key in the store, in hexadecimal.
     pub key: String,
+    /// What it is.
+    pub kind: Kind,
     /// Whether it was there already.
     pub cached: bool,
     /// Its length.
     pub bytes: u64,
+    /// Of a root disk: how large the disk is.
+    pub disk: Option<ByteLen>,
     /// How long finding or building it took.
     pub took: Duration,
     /// Optional things that were left out, and the like.
@@ -113,6 +128,8 @@ pub struct BuiltImage {
 pub struct ForeseenImage {
     /// Its key in the store, in hexadecimal.
     pub key: String,
+    /// What it is.
+    pub kind: Kind,
     /// Whether it is there already.
     pub cached: bool,
     /// Optional things that are left out, and the like.
@@ -132,6 +149,9 @@ pub struct Description {
     pub entries: u64,
     /// Its length, by which a torn file is noticed.
     pub bytes: u64,
+    /// Of a root disk: how many bytes the disk has.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk: Option<u64>,
     /// What was left out, and the like.
     pub notes: Vec<String>,
 }
@@ -159,16 +179,17 @@ impl ImageStore {
         let mut attempt = 1;
         loop {
             let resolved = request.resolve_settled()?;
-            let key = request.key(&resolved.inventory).to_hex().as_str()[..64].to_owned();
+            let key = request.key(&resolved).to_hex().as_str()[..64].to_owned();
             match self.find_or_build(request, &resolved, &key, started) {
                 Ok(image) => {
                     // Without it the next request resolves again, and finds this image.
                     let _ = self.publish(&memo, &memo::write(&key, &resolved.inputs));
                     return Ok(image);
                 }
-                Err(ImageError::Build(InitramfsError::Changed { .. })) if attempt < ATTEMPTS => {
-                    attempt += 1;
-                }
+                Err(
+                    ImageError::Build(InitramfsError::Changed { .. })
+                    | ImageError::Root(Ext2Error::Changed { .. }),
+                ) if attempt < ATTEMPTS => attempt += 1,
                 Err(error) => return Err(error),
             }
         }
@@ -176,17 +197,23 @@ impl ImageStore {
 
     /// Says which image a request asks for and whether it is there, and builds nothing.
     pub fn foresee(&self, request: &ImageRequest) -> Result<ForeseenImage, ImageError> {
-        let Resolved { inventory, .. } = request.resolve()?;
-        let key = request.key(&inventory).to_hex().as_str()[..64].to_owned();
-        let there = fs::metadata(self.image_path(&key)).ok();
+        let resolved = request.resolve()?;
+        let key = request.key(&resolved).to_hex().as_str()[..64].to_owned();
+        let Resolved { inventory, kind, .. } = resolved;
+        let there = fs::metadata(self.image_path(&key, kind)).ok();
         let cached =
             there.zip(self.description(&key)).is_some_and(|(m, about)| m.len() == about.bytes);
-        Ok(ForeseenImage { key, cached, notes: inventory.notes })
+        Ok(ForeseenImage { key, kind, cached, notes: inventory.notes })
     }
 
     /// Where the image with a key is, or would be.
-    pub(super) fn image_path(&self, key: &str) -> PathBuf {
-        self.folder.join("images").join(format!("{key}.cpio"))
+    pub(super) fn image_path(&self, key: &str, kind: Kind) -> PathBuf {
+        self.folder.join("images").join(format!("{key}.{}", kind.extension()))
+    }
+
+    /// Where its description is.
+    pub(super) fn description_path(&self, key: &str) -> PathBuf {
+        self.folder.join("images").join(format!("{key}.json"))
     }
 
     fn find_or_build(
@@ -207,15 +234,29 @@ impl ImageStore {
         self.build(request, resolved, key)?;
         let image = self.find(key, started)?.ok_or_else(|| ImageError::Store {
             act: "find again",
-            path: self.image_path(key),
+            path: self.image_path(key, resolved.kind),
             source: io::ErrorKind::NotFound.into(),
         })?;
         Ok(BuiltImage { cached: false, ..image })
     }
 
-    /// The image with a key, if it is there and whole.
+    /// The image with a key, if it is there and whole. No two images of different kinds have the same.
     fn find(&self, key: &str, started: Instant) -> Result<Option<BuiltImage>, ImageError> {
-        let path = self.image_path(key);
+        for kind in Kind::ALL {
+            if let Some(found) = self.find_kind(key, kind, started)? {
+                return Ok(Some(found));
+            }
+        }
+        Ok(None)
+    }
+
+    fn find_kind(
+        &self,
+        key: &str,
+        kind: Kind,
+        started: Instant,
+    ) -> Result<Option<BuiltImage>, ImageError> {
+        let path = self.image_path(key, kind);
         let Some(lease) = Lease::take(&path).map_err(failed("open", &path))? else {
             return Ok(None);
         };
@@ -227,8 +268,10 @@ impl ImageStore {
         Ok(Some(BuiltImage {
             path,
             key: key.to_owned(),
+            kind,
             cached: true,
             bytes,
+            disk: about.disk.map(ByteLen::new),
             took: started.elapsed(),
             notes: about.notes,
             lease,
@@ -242,7 +285,7 @@ impl ImageStore {
         resolved: &Resolved,
         key: &str,
     ) -> Result<(), ImageError> {
-        let partial = self.image_path(key).with_extension("partial");
+        let partial = self.folder.join("images").join(format!("{key}.partial"));
         let result = self.build_partial(request, resolved, key, &partial);
         if result.is_err() {
             // Disk full, most likely: what was written so far should not stay.
@@ -259,8 +302,20 @@ impl ImageStore {
         partial: &Path,
     ) -> Result<(), ImageError> {
         let out = File::create(partial).map_err(failed("create", partial))?;
-        let (out, Written { bytes, entries }) =
-            initramfs::write(&resolved.inventory, request.modified, out)?;
+        let (out, Written { bytes, entries }, disk) = match resolved.kind {
+            Kind::Initramfs => {
+                let (out, written) = initramfs::write(&resolved.inventory, request.modified, out)?;
+                (out, written, None)
+            }
+            Kind::Root => {
+                let plan = plan_root(request, resolved)?;
+                plan.store(&out)?;
+                let bytes = out.metadata().map_err(failed("look at", partial))?.len();
+                let summary = plan.summary();
+                let written = Written { bytes, entries: summary.entries };
+                (out, written, Some(summary.size.get()))
+            }
+        };
         out.sync_data().map_err(failed("sync", partial))?;
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let about = Description {
@@ -269,17 +324,18 @@ impl ImageStore {
             built_at: now.as_secs(),
             entries,
             bytes,
+            disk,
             notes: resolved.inventory.notes.clone(),
         };
-        let path = self.image_path(key);
+        let path = self.image_path(key, resolved.kind);
         let text = serde_json::to_vec_pretty(&about)
             .map_err(|error| failed("describe", &path)(error.into()))?;
-        self.publish(&path.with_extension("json"), &text)?;
+        self.publish(&self.description_path(key), &text)?;
         fs::rename(partial, &path).map_err(failed("rename", partial))
     }
 
     pub(super) fn description(&self, key: &str) -> Option<Description> {
-        let text = fs::read(self.image_path(key).with_extension("json")).ok()?;
+        let text = fs::read(self.description_path(key)).ok()?;
         serde_json::from_slice(&text).ok()
     }
 
@@ -301,6 +357,20 @@ impl ImageStore {
         }
         Ok(())
     }
+}
+
+/// The disk that holds what was resolved; nothing of it is read yet.
+fn plan_root(request: &ImageRequest, resolved: &Resolved) -> Result<ext2::Plan, Ext2Error> {
+    let seconds = i64::from(request.modified);
+    let mut tree = ext2::Tree::new();
+    tree.add_inventory(&resolved.inventory, ext2::Time { seconds, nanos: 0 })?;
+    let options = ext2::Options {
+        free: request.form.free(),
+        epoch: Some(seconds),
+        label: "kiln".to_owned(),
+        ..ext2::Options::default()
+    };
+    ext2::Plan::new(tree, &options)
 }
 
 fn failed<'a>(act: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> ImageError + 'a {

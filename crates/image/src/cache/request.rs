@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use super::ImageError;
+use super::form::{self, Form, Kind, bytes_of};
 use crate::closure::host::Input;
 use crate::closure::{Closure, HostError};
 use crate::inventory::{Content, Entry, GuestPath, Inventory, Node, Stamp, feed_bytes};
@@ -41,6 +42,8 @@ pub struct ImageRequest {
     pub modified: u32,
     /// The directory taken for `/` when binaries and libraries are looked up.
     pub root: PathBuf,
+    /// What the image is to be.
+    pub form: Form,
 }
 
 /// The executable that becomes the guest's process 1.
@@ -63,7 +66,12 @@ pub fn modified_from_environment() -> u32 {
 pub(super) struct Resolved {
     pub(super) inventory: Inventory,
     pub(super) inputs: Vec<Input>,
+    pub(super) kind: Kind,
 }
+
+/// Where the modules are that lead to a root disk, and the file that names them in the order of loading.
+const DRIVERS: &str = "/drivers";
+const DRIVERS_ORDER: &str = "/drivers/order";
 
 impl ImageRequest {
     /// A request for this machine's files, with the time the environment asks for.
@@ -74,7 +82,14 @@ impl ImageRequest {
         guest: GuestExecutable,
     ) -> ImageRequest {
         let modified = modified_from_environment();
-        ImageRequest { manifest, kernel, kernels, guest, modified, root: PathBuf::from("/") }
+        let (root, form) = (PathBuf::from("/"), Form::Initramfs);
+        ImageRequest { manifest, kernel, kernels, guest, modified, root, form }
+    }
+
+    /// The same, for an image of another form.
+    #[must_use]
+    pub fn as_form(self, form: Form) -> ImageRequest {
+        ImageRequest { form, ..self }
     }
 
     /// Works out what the image will hold, without building it.
@@ -88,12 +103,15 @@ impl ImageRequest {
         digest.update(&FORMAT.to_le_bytes());
         digest.update(&self.modified.to_le_bytes());
         feed_bytes(&mut digest, env!("CARGO_PKG_VERSION").as_bytes());
-        feed_bytes(&mut digest, self.manifest.text.as_bytes());
-        feed_bytes(&mut digest, self.manifest.name.as_bytes());
-        digest.update(&[u8::from(self.manifest.part == Part::GuestTable)]);
-        // Relative sources depend on where the process is.
-        let folder = self.manifest.folder.as_deref().map(std::path::absolute);
-        feed_path(&mut digest, folder.and_then(Result::ok).as_deref());
+        self.form.feed(&mut digest);
+        if self.form != Form::Initrd {
+            feed_bytes(&mut digest, self.manifest.text.as_bytes());
+            feed_bytes(&mut digest, self.manifest.name.as_bytes());
+            digest.update(&[u8::from(self.manifest.part == Part::GuestTable)]);
+            // Relative sources depend on where the process is.
+            let folder = self.manifest.folder.as_deref().map(std::path::absolute);
+            feed_path(&mut digest, folder.and_then(Result::ok).as_deref());
+        }
         self.feed_kernel(&mut digest);
         feed_path(&mut digest, self.kernel.modules.as_deref());
         feed_path(&mut digest, Some(&self.root));
@@ -105,12 +123,16 @@ impl ImageRequest {
     }
 
     /// The key of the image that holds `inventory`.
-    pub(super) fn key(&self, inventory: &Inventory) -> blake3::Hash {
+    pub(super) fn key(&self, resolved: &Resolved) -> blake3::Hash {
         let mut digest = blake3::Hasher::new();
         digest.update(&FORMAT.to_le_bytes());
+        if resolved.kind == Kind::Root {
+            feed_bytes(&mut digest, b"root");
+            digest.update(&self.form.free().get().to_le_bytes());
+        }
         digest.update(&self.modified.to_le_bytes());
         self.feed_kernel(&mut digest);
-        inventory.feed(&mut digest);
+        resolved.inventory.feed(&mut digest);
         digest.finalize()
     }
 
@@ -130,6 +152,9 @@ impl ImageRequest {
     }
 
     pub(super) fn resolve(&self) -> Result<Resolved, ImageError> {
+        if self.form == Form::Initrd {
+            return self.resolve_initrd();
+        }
         let contents = Contents::load(&self.manifest)?;
         let mut inputs = Vec::new();
         for path in &contents.looked_at {
@@ -141,21 +166,66 @@ impl ImageRequest {
             closure.firmware(wanted, &self.kernel.release)?;
         }
         closure.place(&contents)?;
+        // Whatever the manifest excludes or places there: without it nothing boots.
+        self.add_init(&mut closure.inventory, &mut inputs)?;
+        inputs.extend(closure.host.inputs());
+        let kind = match self.form {
+            Form::Root { .. } => Kind::Root,
+            Form::Auto => self.better_kind(&closure.inventory)?,
+            Form::Initramfs | Form::Initrd => Kind::Initramfs,
+        };
+        Ok(Resolved { inventory: closure.inventory, inputs, kind })
+    }
+
+    fn better_kind(&self, inventory: &Inventory) -> Result<Kind, ImageError> {
+        if bytes_of(inventory) <= form::LARGEST_INITRAMFS.get() {
+            return Ok(Kind::Initramfs);
+        }
+        let modules = Modules::open(&self.kernel, &self.kernels)?;
+        Ok(if form::can_reach_root(&modules)? { Kind::Root } else { Kind::Initramfs })
+    }
+
+    fn add_init(
+        &self,
+        inventory: &mut Inventory,
+        inputs: &mut Vec<Input>,
+    ) -> Result<(), ImageError> {
         let content = match &self.guest {
             GuestExecutable::Bytes(bytes) => Content::Bytes(Arc::clone(bytes)),
             GuestExecutable::File(path) => {
                 inputs.push(look(path)?);
-                host_content(path, &mut inputs)?
+                host_content(path, inputs)?
             }
         };
-        // Whatever the manifest excludes or places there: without it nothing boots.
-        let init = Entry { permissions: 0o755, node: Node::File(content) };
-        closure
-            .inventory
-            .put(guest_path(INIT)?, init)
-            .map_err(crate::closure::ClosureError::from)?;
-        inputs.extend(closure.host.inputs());
-        Ok(Resolved { inventory: closure.inventory, inputs })
+        put_file(inventory, INIT, 0o755, content)
+    }
+
+    /// The init, and the modules it loads to get to the root disk.
+    fn resolve_initrd(&self) -> Result<Resolved, ImageError> {
+        let (mut inventory, mut inputs) = (Inventory::default(), Vec::new());
+        self.add_init(&mut inventory, &mut inputs)?;
+        self.look_at_index(&mut inputs)?;
+        let modules = Modules::open(&self.kernel, &self.kernels)?;
+        let set = modules.closure(&form::way_to_root(&modules)?)?;
+        let mut order = String::new();
+        for module in &set.modules {
+            inputs.push(look(&module.source)?);
+            let content = host_content(&module.plain, &mut inputs)?;
+            put_file(&mut inventory, &format!("{DRIVERS}/{}.ko", module.name), 0o644, content)?;
+            order.push_str(&module.name);
+            order.push_str(".ko\n");
+        }
+        put_file(&mut inventory, DRIVERS_ORDER, 0o644, Content::Bytes(order.into_bytes().into()))?;
+        Ok(Resolved { inventory, inputs, kind: Kind::Initramfs })
+    }
+
+    fn look_at_index(&self, inputs: &mut Vec<Input>) -> Result<(), ImageError> {
+        if let Some(folder) = &self.kernel.modules {
+            for name in INDEX_FILES {
+                inputs.push(look(&folder.join(name))?);
+            }
+        }
+        Ok(())
     }
 
     fn add_modules(
@@ -164,11 +234,7 @@ impl ImageRequest {
         closure: &mut Closure<'_>,
         inputs: &mut Vec<Input>,
     ) -> Result<(), ImageError> {
-        if let Some(folder) = &self.kernel.modules {
-            for name in INDEX_FILES {
-                inputs.push(look(&folder.join(name))?);
-            }
-        }
+        self.look_at_index(inputs)?;
         let mut wanted: Vec<Wanted> = MACHINE_MODULES.map(Wanted::optional).to_vec();
         wanted.extend(
             contents
@@ -231,6 +297,16 @@ const INDEX_FILES: [&str; 7] = [
     "modules.builtin.modinfo",
     "modules.order",
 ];
+
+fn put_file(
+    inventory: &mut Inventory,
+    path: &str,
+    permissions: u32,
+    content: Content,
+) -> Result<(), ImageError> {
+    let entry = Entry { permissions, node: Node::File(content) };
+    Ok(inventory.put(guest_path(path)?, entry).map_err(crate::closure::ClosureError::from)?)
+}
 
 fn guest_path(path: &str) -> Result<GuestPath, ImageError> {
     Ok(GuestPath::new(path).map_err(crate::closure::ClosureError::from)?)

@@ -48,6 +48,7 @@ impl Bench {
             guest: GuestExecutable::Bytes(Arc::from(*b"init")),
             modified: 0,
             root: PathBuf::from("/"),
+            form: Form::Initramfs,
         }
     }
 
@@ -235,7 +236,8 @@ fn pruning_keeps_what_was_used_last() {
     let long_ago = SystemTime::now() - Duration::from_secs(10_000);
     File::open(&old.path).unwrap().set_modified(long_ago).unwrap();
     drop((old, new));
-    std::fs::write(bench.store.image_path(&"f".repeat(64)).with_extension("partial"), "").unwrap();
+    let left = bench.path(&format!("store/images/{}.partial", "f".repeat(64)));
+    std::fs::write(left, "").unwrap();
 
     let age = PruneLimits { max_age: Some(Duration::from_secs(5000)), ..PruneLimits::default() };
     let size = PruneLimits { max_bytes: Some(bytes), ..PruneLimits::default() };
@@ -268,4 +270,107 @@ fn what_is_foreseen_is_what_is_built_and_foreseeing_builds_nothing() {
     let built = bench.store.get_or_build(&bench.data()).unwrap();
     assert_eq!(foreseen.key, built.key);
     assert!(bench.store.foresee(&bench.data()).unwrap().cached);
+}
+
+/// A kernel whose modules are these; built in is what comes as `(name, None)`.
+fn kernel_with(bench: &Bench, drivers: &[(&str, Option<&str>)]) -> Kernel {
+    let folder = bench.path("modules");
+    let mut built_in = String::new();
+    for (name, needs) in drivers {
+        match needs {
+            Some(needs) => {
+                let path = folder.join(format!("kernel/{name}.ko"));
+                let fields = [("depends", *needs), ("name", *name)];
+                crate::kernel::testing::put(&path, crate::kernel::testing::module(&fields));
+            }
+            None => built_in.push_str(&format!("kernel/{name}.ko\n")),
+        }
+    }
+    crate::kernel::testing::put(&folder.join("modules.builtin"), built_in);
+    Kernel {
+        release: "6.0.0-test".to_owned(),
+        digest: "00".repeat(32),
+        image: PathBuf::from("/nonexistent"),
+        modules: Some(folder),
+        source: KernelSource::Package,
+    }
+}
+
+const WAY: [(&str, Option<&str>); 8] = [
+    ("virtio_pci", None),
+    ("virtio_blk", Some("virtio_ring")),
+    ("virtio_ring", Some("virtio")),
+    ("virtio", Some("")),
+    ("ext4", Some("mbcache,crc16")),
+    ("mbcache", Some("")),
+    ("crc16", Some("")),
+    ("overlay", Some("")),
+];
+
+#[test]
+fn a_root_disk_is_kept_as_a_plan_and_holds_no_file() {
+    let bench = Bench::new();
+    bench.write("data", &"much data ".repeat(100_000));
+    let request = bench.data().as_form(Form::Root { free: ByteLen::new(0) });
+    let image = bench.store.get_or_build(&request).unwrap();
+    assert_eq!(image.kind, Kind::Root);
+    assert!(image.bytes < 100_000, "{}", image.bytes);
+    assert!(image.disk.unwrap() > ByteLen::new(1_000_000));
+    let plan = ext2::Plan::load(&image.path).unwrap();
+    let mut disk = vec![0; usize::try_from(image.disk.unwrap().get()).unwrap()];
+    kiln_block::BlockSource::read(&plan, 0, &mut disk).unwrap();
+    assert!(disk.windows(20).any(|bytes| bytes == b"much data much data "));
+    let again = bench.store.get_or_build(&request).unwrap();
+    assert!(again.cached && again.path == image.path && again.disk == image.disk);
+    let other = bench.data().as_form(Form::Root { free: ByteLen::mib(1) });
+    assert_ne!(bench.store.get_or_build(&other).unwrap().key, image.key);
+    bench.write("data", "edited");
+    assert_ne!(bench.store.get_or_build(&request).unwrap().key, image.key);
+}
+
+#[test]
+fn an_image_becomes_a_root_disk_where_it_is_large_and_the_kernel_can_reach_one() {
+    let bench = Bench::new();
+    let large = File::create(bench.path("data")).unwrap();
+    large.set_len(LARGEST_INITRAMFS.get() + 1).unwrap();
+    let kind = |request: ImageRequest| {
+        let request = request.as_form(Form::Auto);
+        let foreseen = bench.store.foresee(&request).unwrap();
+        let built = bench.store.get_or_build(&request).unwrap();
+        assert_eq!((built.kind, built.key), (foreseen.kind, foreseen.key));
+        built.kind
+    };
+    let able = ImageRequest { kernel: kernel_with(&bench, &WAY), ..bench.data() };
+    assert_eq!(kind(able.clone()), Kind::Root);
+    assert_eq!(kind(bench.data()), Kind::Initramfs, "nothing says what the kernel can do");
+    large.set_len(1000).unwrap();
+    assert_eq!(kind(able), Kind::Initramfs);
+}
+
+#[test]
+fn an_initrd_holds_the_init_and_the_way_to_the_root_in_the_order_of_loading() {
+    let bench = Bench::new();
+    let kernel = kernel_with(&bench, &WAY);
+    let request = ImageRequest { kernel, ..bench.data() }.as_form(Form::Initrd);
+    let image = bench.store.get_or_build(&request).unwrap();
+    assert_eq!(image.kind, Kind::Initramfs);
+    let (_, reader) = bench.store.inspect(&image.key).unwrap();
+    let members: Vec<_> = reader.map(|member| member.unwrap()).collect();
+    let names: Vec<String> =
+        members.iter().map(|member| member.name.escape_ascii().to_string()).collect();
+    assert_eq!(names.len(), 10, "{names:?}");
+    assert!(names.iter().all(|name| name == "init" || name.starts_with("drivers")), "{names:?}");
+    let archive = std::fs::read(&image.path).unwrap();
+    let order =
+        "virtio.ko\nvirtio_ring.ko\nvirtio_blk.ko\noverlay.ko\ncrc16.ko\nmbcache.ko\next4.ko\n";
+    assert!(archive.windows(order.len()).any(|bytes| bytes == order.as_bytes()));
+}
+
+#[test]
+fn a_kernel_that_reaches_no_root_disk_is_told_what_it_lacks() {
+    let bench = Bench::new();
+    let kernel = kernel_with(&bench, &WAY[..7]);
+    let request = ImageRequest { kernel, ..bench.data() }.as_form(Form::Initrd);
+    let error = bench.store.get_or_build(&request).unwrap_err().to_string();
+    assert!(error.contains("has no module \"overlay\""), "{error}");
 }

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use super::lock::{self, Lock};
-use super::{Description, ImageError, ImageStore, failed};
+use super::{Description, ImageError, ImageStore, Kind, failed};
 use crate::newc::Reader;
 
 /// One image of the store.
@@ -13,6 +13,8 @@ use crate::newc::Reader;
 pub struct StoredImage {
     /// Its key, in hexadecimal.
     pub key: String,
+    /// What it is.
+    pub kind: Kind,
     /// Its length.
     pub bytes: u64,
     /// When it was last built or found.
@@ -46,11 +48,15 @@ impl ImageStore {
     pub fn list(&self) -> Result<Vec<StoredImage>, ImageError> {
         let mut images = Vec::new();
         for (name, path) in self.names("images")? {
-            let Some(key) = name.strip_suffix(".cpio") else { continue };
+            let Some((key, ending)) = name.split_once('.') else { continue };
+            let Some(kind) = Kind::ALL.into_iter().find(|kind| kind.extension() == ending) else {
+                continue;
+            };
             // Gone since it was listed.
             let Ok(meta) = fs::metadata(&path) else { continue };
             images.push(StoredImage {
                 key: key.to_owned(),
+                kind,
                 bytes: meta.len(),
                 used: meta.modified().unwrap_or(SystemTime::UNIX_EPOCH),
                 about: self.description(key),
@@ -76,7 +82,7 @@ impl ImageStore {
     /// The one image whose key starts with `prefix`, to read its members.
     pub fn inspect(&self, prefix: &str) -> Result<(StoredImage, Reader<File>), ImageError> {
         let image = self.one(prefix)?;
-        let path = self.image_path(&image.key);
+        let path = self.image_path(&image.key, image.kind);
         let file = File::open(&path).map_err(failed("open", &path))?;
         let reader = Reader::new(file)
             .map_err(|error| failed("read", &path)(std::io::Error::other(error)))?;
@@ -86,7 +92,7 @@ impl ImageStore {
     /// Removes the one image whose key starts with `prefix`, unless it is in use.
     pub fn remove(&self, prefix: &str) -> Result<StoredImage, ImageError> {
         let image = self.one(prefix)?;
-        if self.remove_image(&image.key)? {
+        if self.remove_image(&image)? {
             Ok(image)
         } else {
             Err(ImageError::InUse { key: image.key })
@@ -104,7 +110,7 @@ impl ImageStore {
             let total = kept.saturating_add(image.bytes);
             if !too_old && limits.max_bytes.is_none_or(|limit| total <= limit) {
                 kept = total;
-            } else if limits.dry_run || self.remove_image(&image.key)? {
+            } else if limits.dry_run || self.remove_image(&image)? {
                 pruned.removed.push(image);
             } else {
                 kept = total;
@@ -117,8 +123,9 @@ impl ImageStore {
         Ok(pruned)
     }
 
-    fn remove_image(&self, key: &str) -> Result<bool, ImageError> {
-        let path = self.image_path(key);
+    fn remove_image(&self, image: &StoredImage) -> Result<bool, ImageError> {
+        let key = &image.key;
+        let path = self.image_path(key, image.kind);
         // Who builds this very image publishes its description first: that must not be taken for the old one's.
         self.make_folders()?;
         let lock_path = self.folder.join("locks").join(key);
@@ -128,7 +135,7 @@ impl ImageStore {
         let gone = lock::remove_unless_leased(&path).map_err(failed("remove", &path))?;
         if gone {
             // Without the image it means nothing; the next build writes it again.
-            let _ = fs::remove_file(path.with_extension("json"));
+            let _ = fs::remove_file(self.description_path(key));
         }
         Ok(gone)
     }
@@ -148,7 +155,7 @@ impl ImageStore {
             }
         }
         for (name, path) in self.names("locks")? {
-            if !self.image_path(&name).exists()
+            if !self.holds(&name)
                 && let Some(_lock) = Lock::try_now(&path).map_err(failed("lock", &path))?
             {
                 let _ = fs::remove_file(&path);
@@ -157,7 +164,7 @@ impl ImageStore {
         for (_, path) in self.names("memos")? {
             let leads = fs::read(&path).ok().and_then(|memo| {
                 let key = memo.split(|&byte| byte == b'\n').nth(1)?.to_vec();
-                Some(self.image_path(&String::from_utf8(key).ok()?).exists())
+                Some(self.holds(&String::from_utf8(key).ok()?))
             });
             let old = fs::metadata(&path)
                 .and_then(|meta| meta.modified())
@@ -167,6 +174,11 @@ impl ImageStore {
             }
         }
         Ok(())
+    }
+
+    /// Whether there is an image with a key, of any kind.
+    fn holds(&self, key: &str) -> bool {
+        Kind::ALL.into_iter().any(|kind| self.image_path(key, kind).exists())
     }
 
     /// The names in one of the store's folders, sorted. Names that are no text are not ours.

@@ -115,12 +115,14 @@ fn a_job_spec_survives_its_text_form() {
             folder: "/runs/1".into(),
             boot: "/cache/vmlinux".into(),
             initramfs: "/cache/initramfs".into(),
+            root: JobRoot::default(),
             modules: vec!["btrfs".into()],
             pool: Some("/data/disks.pool".into()),
             disks: vec![job::Disk {
                 serial: "d".into(),
                 size: 1 << 30,
                 base: Some("golden@v1".into()),
+                persistent: None,
             }],
         })
         .unwrap();
@@ -139,6 +141,7 @@ fn chains_that_begin_with_a_fresh_stage_are_spread_over_the_machines_and_keep_th
         folder: "/runs/1".into(),
         boot: "/cache/vmlinux".into(),
         initramfs: "/cache/initramfs".into(),
+        root: JobRoot::default(),
         modules: vec![],
         pool: None,
         disks: vec![],

@@ -9,6 +9,7 @@ use super::error::{Problem, ScenarioError};
 use super::quantity::DiskSize;
 use super::section::Section;
 use super::{MAX_DISKS, MAX_SERIAL};
+use crate::root::ROOT_SERIAL;
 
 const KEYS: &[&str] = &["count", "size", "serial", "base", "image", "filesystem", "prepare"];
 
@@ -149,6 +150,8 @@ fn check_serial(serial: &str) -> Result<(), &'static str> {
     let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
     if serial.is_empty() || !serial.chars().all(allowed) {
         Err("a serial is made of letters, digits, '-', '_' and '.'")
+    } else if serial == ROOT_SERIAL {
+        Err("that is the serial of the root disk: choose another")
     } else if serial.len() > MAX_SERIAL {
         Err("a serial has at most 20 bytes")
     } else {

@@ -7,6 +7,7 @@ use super::quantity::{CpuCount, MachineCount, MemorySize, TimeLimit};
 use super::section::Section;
 use super::{ScenarioError, nearest};
 use crate::job::{AccelerationChoice, Machine};
+use crate::root::RootChoice;
 
 pub(super) const KEYS: &[&str] = &[
     "memory",
@@ -17,6 +18,7 @@ pub(super) const KEYS: &[&str] = &[
     "hang_timeout",
     "kernel_parameters",
     "fast",
+    "root",
 ];
 
 /// How long a boot may take where nobody says otherwise: translated and on a busy machine it takes a while.
@@ -43,6 +45,8 @@ pub struct MachineWish {
     pub kernel_parameters: Vec<String>,
     /// Whether parameters that boot faster but change the kernel's behaviour are welcome.
     pub fast: Option<bool>,
+    /// Where the root file system is.
+    pub root: Option<RootChoice>,
     /// The emulator, if not the one on the PATH. Never part of a scenario: it belongs to a host.
     pub qemu: Option<PathBuf>,
 }
@@ -63,6 +67,7 @@ impl MachineWish {
             hang_timeout: section.parsed("hang_timeout")?,
             kernel_parameters,
             fast: section.boolean("fast")?,
+            root: section.parsed("root")?,
             qemu: None,
         })
     }
@@ -84,6 +89,7 @@ impl MachineWish {
                 .chain(self.kernel_parameters)
                 .collect(),
             fast: self.fast.or(below.fast),
+            root: self.root.or(below.root),
             qemu: self.qemu.or_else(|| below.qemu.clone()),
         }
     }

@@ -95,6 +95,8 @@ struct Served {
     /// Its name in the pool.
     name: String,
     socket: PathBuf,
+    /// Whether it goes with the machine.
+    temporary: bool,
 }
 
 /// A disk that was kept.
@@ -140,9 +142,7 @@ impl DiskSource {
                 again.map_err(|error| failed("", &error))?
             }
         };
-        let folder = kiln_store::private_folder()
-            .map_err(|error| format!("cannot make a folder for sockets: {error}"))?;
-        sweep(&folder);
+        let folder = socket_folder()?;
         let mut disks = Vec::new();
         for disk in &spec.disks {
             let socket = folder.join(format!("{}-{}.sock", unique(), disk.serial));
@@ -169,6 +169,14 @@ impl DiskSource {
     }
 }
 
+/// Where sockets lie, without those of processes that are gone.
+pub(super) fn socket_folder() -> Result<PathBuf, String> {
+    let folder = kiln_store::private_folder()
+        .map_err(|error| format!("cannot make a folder for sockets: {error}"))?;
+    sweep(&folder);
+    Ok(folder)
+}
+
 /// Removes the sockets of processes that are gone together with the owner that would have removed them.
 fn sweep(folder: &Path) {
     for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
@@ -183,7 +191,7 @@ fn sweep(folder: &Path) {
 }
 
 /// Part of a name that nobody else uses on this host.
-fn unique() -> String {
+pub(super) fn unique() -> String {
     static NEXT: AtomicU64 = AtomicU64::new(1);
     format!("{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed))
 }
@@ -191,8 +199,12 @@ fn unique() -> String {
 fn make(lease: &mut Lease, disk: &Disk, name: &str, socket: PathBuf) -> Result<Served, StoreError> {
     let from = disk.base.as_deref();
     let size = if from.is_some() { 0 } else { disk.size };
-    let name = lease.clone_temporary(from, size, name)?;
-    let served = Served { serial: disk.serial.clone(), name, socket };
+    let name = match &disk.persistent {
+        Some(name) => name.clone(),
+        None => lease.clone_temporary(from, size, name)?,
+    };
+    let temporary = disk.persistent.is_none();
+    let served = Served { serial: disk.serial.clone(), name, socket, temporary };
     let is = serve(lease, &served)?;
     if is < disk.size {
         let disk = Request::Resize { disk: served.name.clone(), size: disk.size, shrink: false };
@@ -257,7 +269,9 @@ impl Held {
     fn adopted(&self) -> Result<Lease, StoreError> {
         let mut lease = self.access.hasty().open(&self.pool)?.lease()?;
         for disk in &self.disks {
-            lease.adopt(&disk.name)?;
+            if disk.temporary {
+                lease.adopt(&disk.name)?;
+            }
             serve(&mut lease, disk)?;
         }
         Ok(lease)

@@ -17,6 +17,7 @@ use kiln_model::StageName;
 use kiln_model::event::Acceleration;
 use kiln_model::job::{self, JobSpec, Stage, Suite};
 use kiln_model::protocol::{Exec, Pty};
+use kiln_model::root::{JobRoot, ROOT_SERIAL};
 use kiln_store::StoreError;
 use kiln_vm::agent::{
     Agent, AgentError, ExitStatus, PullLimits, Session, SessionEvent, SessionHandle, SignalTarget,
@@ -29,6 +30,7 @@ use kiln_vm::{
 
 use super::disks::{DiskSource, Disks, Kept, PoolAccess, explained};
 use super::machine::{ARTIFACT_BYTES, ARTIFACT_ENTRIES, Machine, Machines, News, Pulled, Saved};
+use super::root::{Root, ServedRoot};
 use crate::chain::chain;
 use crate::watch::{Exit, Gone, Sign};
 
@@ -59,12 +61,13 @@ pub(crate) struct QemuMachines<'a> {
     spec: &'a JobSpec,
     access: PoolAccess,
     source: Option<DiskSource>,
+    root: Option<Root>,
     acceleration: Option<Acceleration>,
 }
 
 impl<'a> QemuMachines<'a> {
     pub(crate) fn new(spec: &'a JobSpec, access: &PoolAccess) -> QemuMachines<'a> {
-        QemuMachines { spec, access: access.clone(), source: None, acceleration: None }
+        QemuMachines { spec, access: access.clone(), source: None, root: None, acceleration: None }
     }
 
     /// The disks of the next machine; none where the job has none.
@@ -83,6 +86,16 @@ impl<'a> QemuMachines<'a> {
             let _ = reports.send(Report::News(News::Sign(Sign::Gone(Gone::ByHost(reason)))));
         };
         source.disks(self.spec, number, on_loss).map(Some)
+    }
+
+    /// The root disk of the next machine, where this process serves it.
+    fn root(&mut self) -> Result<Option<ServedRoot>, String> {
+        let JobRoot::Plan { plan } = &self.spec.root else { return Ok(None) };
+        let root = match self.root.take() {
+            Some(root) => root,
+            None => Root::open(plan)?,
+        };
+        self.root.insert(root).serve().map(Some)
     }
 
     fn acceleration(&mut self) -> Result<Acceleration, String> {
@@ -106,16 +119,26 @@ impl<'a> QemuMachines<'a> {
             .map_err(|error| format!("cannot make {}: {error}", folder.display()))?;
         let (reports, inbox) = mpsc::sync_channel(WAITING);
         let disks = self.disks(number, &reports)?;
-        let served = disks.iter().flat_map(Disks::sockets);
-        let served = served.map(|socket| DiskSpec::Served { socket: socket.to_owned() });
+        let root = self.root()?;
+        // The root comes last, so that the names of the others do not depend on it.
+        let sockets = disks.iter().flat_map(Disks::sockets).map(Path::to_owned);
+        let served = sockets.chain(root.as_ref().map(ServedRoot::socket));
+        let served = served.map(|socket| DiskSpec::Served { socket });
         let changing: &[&str] = if spec.kernel.fast { CHANGING_PARAMETERS } else { &[] };
-        let parameters = changing.iter().map(|word| (*word).to_owned());
+        let words = changing.iter().map(|word| (*word).to_owned());
+        let words = words.chain(spec.kernel.parameters.iter().cloned());
+        // Where the root is is ours to say: nothing else would boot.
+        let way = match &spec.root {
+            JobRoot::Initramfs => None,
+            JobRoot::Plan { .. } => Some(format!("kiln.root={ROOT_SERIAL}")),
+            JobRoot::Disk => Some(format!("kiln.root={ROOT_SERIAL},rw")),
+        };
         let vm = Vm::start(&VmSpec {
             emulator,
             acceleration,
             kernel: spec.kernel.boot.clone(),
             initramfs: Some(spec.initramfs.clone()),
-            parameters: parameters.chain(spec.kernel.parameters.iter().cloned()).collect(),
+            parameters: words.chain(way).collect(),
             init_arguments: Vec::new(),
             memory: ByteLen::new(spec.machine.memory),
             cpus: spec.machine.cpus,
@@ -133,6 +156,7 @@ impl<'a> QemuMachines<'a> {
             acceleration,
             folder,
             disks,
+            root,
             job: spec.clone(),
             reports,
             inbox,
@@ -166,6 +190,7 @@ pub(crate) struct QemuMachine {
     folder: PathBuf,
     /// Behind the machine, so that they are there for as long as it is.
     disks: Option<Disks>,
+    root: Option<ServedRoot>,
     job: JobSpec,
     reports: SyncSender<Report>,
     inbox: Receiver<Report>,
@@ -245,7 +270,10 @@ impl Preparation {
         // Built in or a module, the driver of the disks comes first.
         let driver = (!spec.disks.is_empty()).then(|| DISK_DRIVER.to_owned());
         let modules = driver.into_iter().chain(spec.modules.iter().cloned()).collect();
-        Preparation { modules, disks: spec.disks.len() as u64 }
+        let served = u64::from(matches!(spec.root, JobRoot::Plan { .. }));
+        // Those that have none need not be looked for.
+        let disks = spec.disks.len() as u64;
+        Preparation { modules, disks: if disks == 0 { 0 } else { disks + served } }
     }
 
     fn prepare(&self, agent: &Agent, deadline: Instant) -> Result<(), AgentError> {
@@ -417,7 +445,8 @@ impl Machine for QemuMachine {
     }
 
     fn host_trouble(&mut self) -> Option<String> {
-        self.disks.as_ref()?.trouble()
+        let root = self.root.as_ref().and_then(ServedRoot::trouble);
+        root.or_else(|| self.disks.as_ref()?.trouble())
     }
 
     fn own_bytes(&mut self) -> Option<(u64, u64)> {

@@ -139,6 +139,9 @@ impl Execution<'_> {
         ending: &Ending,
         artifacts: &mut Artifacts,
     ) -> Outcome {
+        if let Some(reason) = live.machine.host_trouble() {
+            return Outcome::Broken { reason };
+        }
         let last = live.console.last_line();
         match ending {
             Ending::Deadline | Ending::Hang => {

@@ -177,6 +177,7 @@ fn spec(folder: &Path, stages: Vec<Stage>) -> JobSpec {
             fast: false,
         },
         initramfs: "/i".into(),
+        root: kiln_model::root::JobRoot::default(),
         machine: Shape {
             memory: 1 << 30,
             cpus: 1,
@@ -188,7 +189,7 @@ fn spec(folder: &Path, stages: Vec<Stage>) -> JobSpec {
         first_machine: 1,
         machine_step: 1,
         pool: Some("/p".into()),
-        disks: vec![job::Disk { serial: "d".into(), size: 1 << 20, base: None }],
+        disks: vec![job::Disk { serial: "d".into(), size: 1 << 20, base: None, persistent: None }],
         environment: vec![],
         modules: vec![],
         stages,

@@ -29,6 +29,7 @@ fn spec(folder: &Path) -> JobSpec {
             fast: false,
         },
         initramfs: "/i".into(),
+        root: kiln_model::root::JobRoot::default(),
         machine: Machine {
             memory: 1 << 30,
             cpus: 1,

@@ -45,7 +45,7 @@ impl Room {
             MachineWish { acceleration: Some(AccelerationChoice::Tcg), ..MachineWish::default() };
         let choices = Choices { machine, ..Choices::default() };
         let plan = plan(&loaded.scenario, &self.kernel.identity(), &choices).unwrap();
-        let equipment = equip(loaded, &self.kernel, &self.stores).unwrap();
+        let equipment = equip(loaded, &self.kernel, &self.stores, plan.root).unwrap();
         let run = "20261121-142530-7f3a".parse().unwrap();
         let folder = self.folder.path().join("run");
         std::fs::create_dir_all(&folder).unwrap();
@@ -54,6 +54,7 @@ impl Room {
             serial: disk.serial.clone(),
             size: disk.size.unwrap().get(),
             base: None,
+            persistent: None,
         };
         let disks = plan.disks.iter().map(empty).collect();
         plan.job_spec(&equipment.places(run, folder, Some(pool), disks)).unwrap()
