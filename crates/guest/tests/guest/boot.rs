@@ -17,10 +17,10 @@ use kiln_vm::agent::{Agent, AgentError, ExitStatus, PullLimits};
 use kiln_vm::{DiskSpec, Durability, Emulator, How, Vm, VmSpec};
 
 /// The programs every scenario has.
-const PROGRAMS: &str = "include = [\"base\"]";
+pub(crate) const PROGRAMS: &str = "include = [\"base\"]";
 
 /// Long enough for the slowest machine; reached only by a test that fails.
-fn soon() -> Instant {
+pub(crate) fn soon() -> Instant {
     Instant::now() + Duration::from_secs(300)
 }
 
@@ -133,7 +133,7 @@ fn shell(script: &str) -> Exec {
     Exec { argv, kill_leftovers: true, ..Exec::default() }
 }
 
-fn run(agent: &Agent, script: &str) -> (String, ExitStatus) {
+pub(crate) fn run(agent: &Agent, script: &str) -> (String, ExitStatus) {
     outcome(agent, shell(script))
 }
 
@@ -144,7 +144,7 @@ fn outcome(agent: &Agent, exec: Exec) -> (String, ExitStatus) {
     (String::from_utf8_lossy(&output).into_owned(), status)
 }
 
-fn kernel() -> Kernel {
+pub(crate) fn kernel() -> Kernel {
     let image = kiln_model::testing::kernel();
     kernel::find(image.to_str(), &Host::this(), &KernelCache::new("/nonexistent"))
         .unwrap_or_else(|error| panic!("{error}"))
@@ -163,7 +163,7 @@ fn request(kernel: &Kernel, folder: &Path, manifest: &str) -> ImageRequest {
     ImageRequest::new(manifest, kernel.clone(), kernels, executable)
 }
 
-fn initramfs(kernel: &Kernel, folder: &Path, manifest: &str) -> PathBuf {
+pub(crate) fn initramfs(kernel: &Kernel, folder: &Path, manifest: &str) -> PathBuf {
     let store = ImageStore::open(&folder.join("images")).unwrap();
     let request = request(kernel, folder, manifest);
     store.get_or_build(&request).unwrap_or_else(|error| panic!("{error}")).path
