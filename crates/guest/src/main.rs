@@ -7,6 +7,7 @@
 //! run it.
 
 mod agent;
+mod appliance;
 mod cgroup;
 mod cmdline;
 mod console;
@@ -66,6 +67,7 @@ fn main() -> ExitCode {
 /// Never returns in a useful way: a PID 1 that returns makes the kernel panic.
 fn be_init() -> ExitCode {
     power::off_on_panic();
+    appliance::take_over();
     let cmdline = init::set_up();
     if let Some(names) = cmdline.kiln("modules") {
         let names: Vec<&str> = names.split(',').filter(|name| !name.is_empty()).collect();

@@ -128,7 +128,7 @@ fn is_mount(path: &Path) -> bool {
 }
 
 /// Frees the memory of the initramfs; nothing of another file system is touched.
-fn empty(folder: &Path, device: u64) {
+pub(crate) fn empty(folder: &Path, device: u64) {
     let Ok(entries) = fs::read_dir(folder) else { return };
     for entry in entries.flatten() {
         let path = entry.path();
