@@ -136,7 +136,11 @@ fn newest_in(boot: &Path) -> Result<Option<PathBuf>, KernelError> {
     Ok(newest.map(|release| boot.join(format!("vmlinuz-{release}"))))
 }
 
-/// Reads the boot image at `path`, and looks for its modules.
+/// Reads the boot image at a path, and looks for its modules.
+pub fn open(path: &Path, host: &Host, cache: &KernelCache) -> Result<Kernel, KernelError> {
+    load(path, host, cache)
+}
+
 fn load(path: &Path, host: &Host, cache: &KernelCache) -> Result<Kernel, KernelError> {
     let path = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
     let bytes = read(&path)?;

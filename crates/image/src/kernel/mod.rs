@@ -29,8 +29,9 @@ pub use boot_image::{BootHeader, NotABootImage, parse as parse_boot_image};
 pub use cache::{CachedKernel, KernelCache};
 pub use compression::{Compression, decompress};
 pub use deb::{DebError, DebFile, Limits, read_deb};
-pub use find::{Host, find};
+pub use find::{Host, find, open};
 pub use module_dir::{ModuleDir, module_info, read_module_info};
+pub use version::compare as compare_releases;
 pub use vmlinux::{BootFile, has_pvh_entry};
 
 /// A kernel that can be booted.

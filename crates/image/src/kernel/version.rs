@@ -5,7 +5,7 @@ use std::cmp::Ordering;
 
 /// Compares two version strings: an optional `EPOCH:` first, then alternating runs of other
 /// characters and of digits.
-pub(super) fn compare(a: &str, b: &str) -> Ordering {
+pub fn compare(a: &str, b: &str) -> Ordering {
     let (epoch_a, rest_a) = epoch(a);
     let (epoch_b, rest_b) = epoch(b);
     by_number(epoch_a, epoch_b).then_with(|| runs(rest_a, rest_b))

@@ -1,10 +1,12 @@
-//! Packages that are installed on a host: which there are, what they need, and which files are theirs. Read
-//! from dpkg's own database, in process.
+//! Packages that are installed on a host: which there are, what they need, and which files are theirs. [`Packages`]
+//! reads dpkg's own database, in process; [`Rpm`] asks the program `rpm`; a [`System`] is whichever is there.
 
 mod control;
+mod rpm;
+mod system;
 mod version;
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
@@ -13,6 +15,8 @@ use std::{fs, io};
 use kiln_model::scenario::nearest;
 
 use self::control::{Wanted, relations, stanzas, wanted};
+pub use self::rpm::Rpm;
+pub use self::system::{Manager, System};
 
 /// Where dpkg keeps what it knows, below the root.
 const DATABASE: &str = "var/lib/dpkg";
@@ -38,12 +42,14 @@ struct Package {
 }
 
 /// Packages and everything they need.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Closure {
     /// `NAME VERSION`, sorted by name.
     pub packages: Vec<(String, String)>,
     /// Every file and directory of theirs, absolute, sorted.
     pub files: Vec<PathBuf>,
+    /// Those of the files that hold configuration, which may be another than was installed, and whose they are.
+    pub config: BTreeMap<PathBuf, String>,
     /// What is needed and not installed, a sentence each.
     pub notes: Vec<String>,
 }
@@ -58,6 +64,14 @@ pub enum PackageError {
         path: PathBuf,
         /// The cause.
         source: io::Error,
+    },
+    /// The program that knows packages failed.
+    #[error("{program} failed: {said}")]
+    Program {
+        /// Which.
+        program: String,
+        /// Its last words, or why it did not start.
+        said: String,
     },
     /// There are other packages, but not this one.
     #[error("package {name} is not installed{}", near.as_ref().map_or_else(String::new, |near| format!("; {near} is")))]
@@ -127,6 +141,16 @@ impl Packages {
         self.all.is_empty()
     }
 
+    /// Whether a package of this name, or one that provides it, is installed.
+    pub fn has(&self, name: &str) -> bool {
+        wanted(name).is_some_and(|wanted| self.installed(&wanted).is_some())
+    }
+
+    /// Files that change whenever packages do.
+    pub fn databases(&self) -> Vec<PathBuf> {
+        ["status", "diversions"].map(|name| self.root.join(DATABASE).join(name)).into()
+    }
+
     /// The packages with these names, what they depend on, and the files of all. Of alternatives the first that is
     /// installed is taken, by its own name rather than by one that another package provides. A name may be one that
     /// a package provides.
@@ -160,9 +184,19 @@ impl Packages {
                 }
             }
         }
-        let mut files = BTreeSet::new();
+        let (mut files, mut config) = (BTreeSet::new(), BTreeMap::new());
         for number in &taken {
-            self.files(&self.all[*number], &mut files)?;
+            let package = &self.all[*number];
+            let mut own = BTreeSet::new();
+            self.files(package, &mut own)?;
+            for path in &own {
+                let real = || self.root.join(path.strip_prefix("/").unwrap_or(path));
+                let is_file = || fs::symlink_metadata(real()).is_ok_and(|meta| meta.is_file());
+                if path.starts_with("/etc") && is_file() {
+                    config.insert(path.clone(), package.name.clone());
+                }
+            }
+            files.extend(own);
         }
         let of =
             |number: &usize| (self.all[*number].name.clone(), self.all[*number].version.clone());
@@ -171,6 +205,7 @@ impl Packages {
         Ok(Closure {
             packages,
             files: files.into_iter().collect(),
+            config,
             notes: notes.into_iter().collect(),
         })
     }
