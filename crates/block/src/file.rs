@@ -217,6 +217,12 @@ impl BlockDevice for FileDevice {
         }
     }
 
+    fn begin_writing_out(&self, at: ByteOffset, len: ByteLen) {
+        // What was written is on its way then, and stays in the page cache meanwhile.
+        let len = std::num::NonZeroU64::new(len.get());
+        let _ = rustix::fs::fadvise(&self.file, at.get(), len, rustix::fs::Advice::DontNeed);
+    }
+
     fn write_zeroes(
         &self,
         at: ByteOffset,
