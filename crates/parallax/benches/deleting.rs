@@ -1,11 +1,14 @@
 //! What deleting one of many snapshots takes, and what it does to those who write meanwhile:
 //! `cargo bench -p kiln-parallax --bench deleting`. `KILN_BENCH_DIR` says on which filesystem.
+//!
+//! One thread writes and flushes all the time. Spells in which snapshots are deleted take turns with spells as long in
+//! which none is, so that both see the same machine; what is compared are all the samples of either.
 #![expect(clippy::print_stdout, reason = "a bench prints its figures")]
 #![expect(clippy::unwrap_used, reason = "a bench that cannot go on has failed")]
 
 mod measure;
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use kiln_block::testing::Dice;
@@ -16,8 +19,15 @@ use measure::{folder, micros, percentile};
 
 const SNAPSHOTS: u64 = 1000;
 const DISK: u64 = 4 << 30;
-/// Blocks that one deleted snapshot alone has.
+/// Blocks that one deleted snapshot alone has, about: what is written after the one before it, and overwritten
+/// before the one behind it.
 const FREED: u64 = 1000;
+/// Snapshots that are deleted in one spell.
+const SPELL: usize = 4;
+/// A spell in which nothing is deleted.
+const QUIET: u64 = 0;
+const DELETING: u64 = 1;
+const END: u64 = 2;
 
 fn overwrite(disk: &dyn BlockDevice, seed: u64, blocks: u64) {
     let mut dice = Dice::seeded(seed);
@@ -26,22 +36,27 @@ fn overwrite(disk: &dyn BlockDevice, seed: u64, blocks: u64) {
     }
 }
 
-/// Writes and flushes at random until told to stop; how long each took.
-fn write_meanwhile(disk: &dyn BlockDevice, stop: &AtomicBool) -> Vec<Duration> {
+/// Writes and flushes at random until told to stop; how long each took that began and ended in one kind of spell.
+fn write_meanwhile(disk: &dyn BlockDevice, spell: &AtomicU64) -> [Vec<Duration>; 2] {
     let mut dice = Dice::seeded(99);
-    let mut times = Vec::new();
-    while !stop.load(Ordering::Relaxed) {
+    let mut times = [Vec::new(), Vec::new()];
+    loop {
+        let now = spell.load(Ordering::Relaxed);
         let begun = Instant::now();
         disk.write_at(ByteOffset::new(dice.below(DISK / 4096) * 4096), &[9; 4096]).unwrap();
         disk.flush().unwrap();
-        times.push(begun.elapsed());
+        let took = begun.elapsed();
+        match usize::try_from(now).unwrap() {
+            of @ (0 | 1) if spell.load(Ordering::Relaxed) == now => times[of].push(took),
+            0 | 1 => {}
+            _ => return times,
+        }
     }
-    times
 }
 
 fn row(name: &str, times: &mut [Duration]) {
-    let (median, late) = (percentile(times, 50), percentile(times, 99));
-    println!("{name:44} {median:10.0} us {late:10.0} us {:8}", times.len());
+    let [median, late, last] = [50, 99, 100].map(|percent| percentile(times, percent));
+    println!("{name:48} {median:8.0} {late:8.0} {last:8.0} {:8}", times.len());
 }
 
 fn main() {
@@ -57,37 +72,48 @@ fn main() {
         pool.snapshot("a", &format!("s{number}")).unwrap();
     }
     pool.checkpoint().unwrap();
-    let stop = AtomicBool::new(false);
-    println!("{:44} {:>13} {:>13} {:>8}", "", "median", "p99", "samples");
-    let mut quiet = std::thread::scope(|scope| {
-        let writer = scope.spawn(|| write_meanwhile(&disk, &stop));
-        std::thread::sleep(Duration::from_secs(2));
-        stop.store(true, Ordering::Relaxed);
-        writer.join().unwrap()
-    });
-    row("write and flush, nothing else", &mut quiet);
-    stop.store(false, Ordering::Relaxed);
+    // What was written so far reaches the device now, not while something else is measured.
+    std::fs::File::open(&path).unwrap().sync_all().unwrap();
+    let spell = AtomicU64::new(END);
     let before = pool.stats();
     let (mut calls, mut gone) = (Vec::new(), Vec::new());
-    let mut busy = std::thread::scope(|scope| {
-        let writer = scope.spawn(|| write_meanwhile(&disk, &stop));
-        for number in (0..SNAPSHOTS).step_by(10) {
+    spell.store(QUIET, Ordering::Relaxed);
+    let [mut quiet, mut busy] = std::thread::scope(|scope| {
+        let writer = scope.spawn(|| write_meanwhile(&disk, &spell));
+        std::thread::sleep(Duration::from_millis(200));
+        let all: Vec<u64> = (0..SNAPSHOTS).step_by(10).collect();
+        for some in all.chunks(SPELL) {
             let begun = Instant::now();
-            pool.delete_snapshot("a", &format!("s{number}")).unwrap();
-            calls.push(begun.elapsed());
-            while pool.stats().reclaiming > 0 {
-                std::thread::sleep(Duration::from_micros(200));
+            spell.store(DELETING, Ordering::Relaxed);
+            for number in some {
+                let begun = Instant::now();
+                pool.delete_snapshot("a", &format!("s{number}")).unwrap();
+                calls.push(begun.elapsed());
+                while pool.reclaiming() > 0 {
+                    std::thread::sleep(Duration::from_micros(200));
+                }
+                gone.push(begun.elapsed());
             }
-            gone.push(begun.elapsed());
+            spell.store(QUIET, Ordering::Relaxed);
+            std::thread::sleep(begun.elapsed());
         }
-        stop.store(true, Ordering::Relaxed);
+        spell.store(END, Ordering::Relaxed);
         writer.join().unwrap()
     });
+    println!("{:48} {:>8} {:>8} {:>8} {:>8}", "us", "median", "p99", "slowest", "samples");
+    row("write and flush, nothing else", &mut quiet);
     row("write and flush, snapshots being deleted", &mut busy);
     row("a snapshot's deletion, the call", &mut calls);
     row("a snapshot's deletion, until its space is free", &mut gone);
+    let mut ratio = |percent| percentile(&mut busy, percent) / percentile(&mut quiet, percent);
+    let [median, late] = [50, 99].map(&mut ratio);
+    println!("deleting against nothing else: median {median:.2}, p99 {late:.2}");
     let after = pool.stats();
-    let freed = (after.reclaimed_blocks - before.reclaimed_blocks) / gone.len() as u64;
-    let longest = micros(after.longest_standstill, 1);
-    println!("blocks freed by each: {freed}; longest standstill of maps: {longest:.0} us");
+    let each = |of: fn(&kiln_parallax::PoolStats) -> u64| (of(&after) - of(&before)) / 100;
+    println!(
+        "for each snapshot: {} blocks freed, {} checkpoints; longest standstill of maps: {:.0} us",
+        each(|stats| stats.reclaimed_blocks),
+        each(|stats| stats.checkpoints),
+        micros(after.longest_standstill, 1)
+    );
 }

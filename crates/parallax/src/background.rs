@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use crate::PoolError;
 use crate::core::Core;
+use crate::log::Pace;
 use crate::reclaim::Share;
 use crate::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
@@ -141,7 +142,8 @@ impl Core {
         if reclaims || self.urgency() >= 50 {
             let mut commit = self.commit();
             self.refuse_if_poisoned()?;
-            let share = Share { until: Some(Instant::now() + SHARE), ..crate::reclaim::SHARE };
+            let until = Some(Instant::now() + SHARE);
+            let share = Share { until, pace: Pace::Patient, ..crate::reclaim::SHARE };
             self.store(&mut commit, share)?;
         }
         Ok(self.catalog().wants_reclaim())

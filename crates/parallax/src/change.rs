@@ -7,6 +7,7 @@ use crate::PoolError;
 use crate::catalog::{Catalog, Is, State};
 use crate::checkpoint::{FEW_LEAVES, catalog_needs};
 use crate::core::Core;
+use crate::log::Pace;
 use crate::reclaim::Share;
 use crate::sync::atomic::Ordering;
 use crate::tree::{Fresh, nodes_for};
@@ -16,6 +17,7 @@ impl Core {
     /// Makes a change that `decide` finds possible, and durable.
     pub(crate) fn log_change(
         &self,
+        haste: Pace,
         decide: impl FnOnce(&Core, &mut Catalog) -> Result<Change, PoolError>,
     ) -> Result<(), PoolError> {
         // No checkpoint begins or ends meanwhile.
@@ -25,14 +27,18 @@ impl Core {
             self.store(&mut commit, Share::NONE)?;
         }
         {
-            let _gate = self.close();
+            // Whoever lists what is in the catalog may have it for long.
             let mut catalog = self.catalog();
+            let _gate = self.close();
             let change = decide(self, &mut catalog)?;
             self.make_change(&mut catalog, &change)?;
             self.gathering.change(&change);
         }
         drop(commit);
-        self.flush()
+        match haste {
+            Pace::Now => self.flush(),
+            Pace::Patient => self.flush_with_others(),
+        }
     }
 
     fn make_change(&self, catalog: &mut Catalog, change: &Change) -> Result<(), PoolError> {
@@ -69,6 +75,7 @@ impl Core {
                 catalog.views.remove(id);
                 self.leaves.forget(|(owner, _)| owner == id);
                 catalog.change(*id, |state| state.hidden = true);
+                self.leaving.store(catalog.reclaimable(), Ordering::Release);
             }
         }
         Ok(())

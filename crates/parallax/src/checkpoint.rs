@@ -9,7 +9,7 @@ use std::io::IoSlice;
 use std::sync::Arc;
 use std::time::Instant;
 
-use kiln_block::ByteOffset;
+use kiln_block::{ByteLen, ByteOffset};
 
 use crate::PoolError;
 use crate::cache::Leaf;
@@ -18,7 +18,7 @@ use crate::core::{Commit, Core};
 use crate::format::{BLOCK_LEN, Superblock, encode_map_page};
 use crate::head::{Head, Place};
 use crate::leaf::LeafMap;
-use crate::log::{Log, Room};
+use crate::log::{Log, Pace, Room};
 use crate::node::{Entry, ROOT_LEVEL};
 use crate::reclaim::Share;
 use crate::space::Run;
@@ -55,6 +55,9 @@ impl Frozen {
         });
     }
 }
+
+/// Blocks that are written in one call: a file takes one at a time, and disks' users wait meanwhile.
+const TOGETHER: usize = 64;
 
 /// The most blocks it takes to store that many pages of the catalog, and a few more that a change makes.
 pub(crate) fn catalog_needs(pages: u64) -> u64 {
@@ -145,6 +148,8 @@ impl Core {
             }
             Ok(Room::Lacking) => {
                 cut.records = Some(records);
+                // No flush gets on before this is done.
+                let share = Share { pace: Pace::Now, ..share };
                 let (outcome, cut) =
                     self.conclude(commit, cut, None, share, bits, |_, _| Ok(()))?;
                 self.shorten(&mut log, &cut);
@@ -167,16 +172,17 @@ impl Core {
         if self.space.available() == 0 {
             self.grow()?;
         }
+        let pages = {
+            // Whoever lists what is in it may have it for long; nobody else changes it meanwhile.
+            let catalog = self.catalog();
+            catalog.dirty.len() + 3 * share.merges.min(catalog.reclaimable())
+        };
         let log = self.log();
         let closed = Instant::now();
         let gate = self.close();
         let heads = std::mem::take(&mut *self.changed());
         let nodes: u64 = heads.values().map(|head| nodes_for(&head.dirty().leaves)).sum();
-        let pages = {
-            let catalog = self.catalog();
-            let merges = share.merges.min(catalog.reclaimable());
-            (catalog.dirty.len() + heads.len() + 3 * merges) as u64
-        };
+        let pages = (pages + heads.len()) as u64;
         if let Err(error) = self.set_aside(nodes + catalog_needs(pages)) {
             *self.changed() = heads;
             return Err(error);
@@ -253,7 +259,7 @@ impl Core {
 
     /// What was not needed.
     pub(crate) fn release_aside(&self) {
-        self.space.settle(&std::mem::take(&mut *self.aside()));
+        self.space.give_back_untouched(&std::mem::take(&mut *self.aside()));
     }
 
     /// A block for a node or a page of the catalog.
@@ -329,6 +335,7 @@ impl Core {
             *bits = self.space.bits();
         }
         self.space.go_on();
+        let leaving = catalog.reclaimable();
         drop(catalog);
         self.take_over(moves, gate.is_none());
         if let Some(gate) = gate {
@@ -336,7 +343,8 @@ impl Core {
             self.stood_still(&cut.closed);
         }
         self.release_aside();
-        let stored = stored.and_then(|(pages, superblock)| self.write_out(pages, &superblock));
+        let stored =
+            stored.and_then(|(pages, superblock)| self.write_out(pages, &superblock, share.pace));
         if let Err(error) = stored {
             self.poisoned.store(true, Ordering::Release);
             self.space.all_stale();
@@ -348,6 +356,7 @@ impl Core {
         self.counters.checkpoints.add(1);
         self.unwritten_mut().clear();
         self.space.settle(&gone);
+        self.leaving.store(leaving, Ordering::Release);
         Ok((outcome, cut))
     }
 
@@ -462,17 +471,24 @@ impl Core {
     }
 
     /// Nodes, catalog and free map; sync; superblock; sync.
-    fn write_out(&self, pages: Pages, superblock: &Superblock) -> Result<(), PoolError> {
+    fn write_out(
+        &self,
+        pages: Pages,
+        superblock: &Superblock,
+        pace: Pace,
+    ) -> Result<(), PoolError> {
         self.write_nodes()?;
         self.write_blocks(pages.0.iter().map(|(block, bytes)| (*block, &bytes[..])).collect())?;
-        self.device.flush().map_err(PoolError::device("sync"))?;
+        if pace == Pace::Patient {
+            self.syncs.pause();
+        }
+        self.sync(pace)?;
         self.check_fence()?;
         let slot = ByteOffset::new((superblock.generation & 1) * 2 * BLOCK_LEN);
         let bytes = superblock.encode();
         let copies = [IoSlice::new(&bytes[..]), IoSlice::new(&bytes[..])];
         self.device.write_vectored_at(slot, &copies).map_err(PoolError::device("write"))?;
-        self.device.flush().map_err(PoolError::device("sync"))?;
-        self.counters.syncs.add(2);
+        self.sync(pace)?;
         self.counters.metadata_written.add(2 * BLOCK_LEN);
         Ok(())
     }
@@ -489,10 +505,14 @@ impl Core {
     /// Writes blocks, those in a row together.
     fn write_blocks(&self, mut blocks: Vec<(u64, &[u8])>) -> Result<(), PoolError> {
         blocks.sort_unstable_by_key(|(block, _)| *block);
-        for run in blocks.chunk_by(|(a, _), (b, _)| a + 1 == *b).flat_map(|run| run.chunks(512)) {
+        for run in
+            blocks.chunk_by(|(a, _), (b, _)| a + 1 == *b).flat_map(|run| run.chunks(TOGETHER))
+        {
             let slices: Vec<IoSlice<'_>> = run.iter().map(|(_, b)| IoSlice::new(b)).collect();
             let at = ByteOffset::new(run[0].0 * BLOCK_LEN);
             self.device.write_vectored_at(at, &slices).map_err(PoolError::device("write"))?;
+            // A flush of a disk that comes before this checkpoint's syncs would have to wait for all of it.
+            self.device.begin_writing_out(at, ByteLen::new(run.len() as u64 * BLOCK_LEN));
         }
         self.counters.metadata_written.add(blocks.len() as u64 * BLOCK_LEN);
         Ok(())

@@ -1,8 +1,8 @@
 //! The pool in memory: what is shared, and its locks.
 //!
-//! Locks are taken in this order: `commit`, `sync`, `log`, `gate`, `catalog`, a disk's place, a leaf, the rest. Who
-//! changes a map holds `gate` for reading while it does, never while it waits for data. Checkpoints and changes of the
-//! catalog follow each other under `commit`; a flush needs `sync` and `log` alone.
+//! Locks are taken in this order: `commit`, `sync`, `log`, `gate`, `catalog`, a disk's place, a leaf, the rest; who has
+//! `commit` may take `catalog` before `gate`. Who changes a map holds `gate` for reading while it does, never while it waits
+//! for data. Checkpoints and changes of the catalog follow each other under `commit`; a flush needs `sync` and `log` alone.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -21,6 +21,7 @@ use crate::space::{Run, Space};
 use crate::stats::Counters;
 use crate::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use crate::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use crate::syncs::Syncs;
 use crate::wal::Gathering;
 
 /// What the next checkpoint counts on from.
@@ -49,6 +50,7 @@ pub(crate) struct Core {
     pub(crate) commit: Mutex<Commit>,
     /// Held while the device is synced for flushes.
     pub(crate) sync: Mutex<()>,
+    pub(crate) syncs: Syncs,
     pub(crate) log: Mutex<Log>,
     pub(crate) gate: RwLock<()>,
     pub(crate) catalog: Mutex<Catalog>,
@@ -71,6 +73,8 @@ pub(crate) struct Core {
     pub(crate) dirty_most: usize,
     /// A share of reclaiming is under way: what disks let go of may become theirs meanwhile.
     pub(crate) reclaiming: AtomicBool,
+    /// Deleted states whose space was not free when the last checkpoint was done, and those deleted since.
+    pub(crate) leaving: AtomicUsize,
     pub(crate) poisoned: AtomicBool,
     pub(crate) fenced: AtomicBool,
     /// Whether the device may be asked to grow; false once it refused.
@@ -101,7 +105,11 @@ impl Core {
     }
 
     pub(crate) fn commit(&self) -> MutexGuard<'_, Commit> {
-        self.commit.lock().unwrap_or_else(PoisonError::into_inner)
+        // Who has it may be waiting for somebody's sync.
+        self.syncs.hurry();
+        let commit = self.commit.lock().unwrap_or_else(PoisonError::into_inner);
+        self.syncs.calm();
+        commit
     }
 
     pub(crate) fn aside(&self) -> MutexGuard<'_, Vec<Run>> {

@@ -394,9 +394,10 @@ impl Core {
 
     /// Changes the map of a disk, within one leaf; false if the block is not what it was.
     fn try_apply(&self, head: &Arc<Head>, lba: u64, change: Apply<'_>) -> Result<bool, PoolError> {
-        let _gate = self.enter();
         let number = lba / FANOUT;
+        // It may have to be read. As long as it is held it is the one in memory.
         let leaf = self.leaf(head, number)?;
+        let _gate = self.enter();
         let place = head.place();
         let birth = self.epoch.load(Ordering::Acquire);
         let count = match change {

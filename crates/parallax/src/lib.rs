@@ -51,6 +51,7 @@ mod space;
 mod stats;
 pub mod stream;
 mod sync;
+mod syncs;
 mod tree;
 mod wal;
 

@@ -40,6 +40,14 @@ pub(crate) enum Room {
     Lacking,
 }
 
+/// Whether somebody waits for a checkpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Pace {
+    Now,
+    /// Nobody does: disks come first.
+    Patient,
+}
+
 impl Core {
     pub(crate) fn log(&self) -> MutexGuard<'_, Log> {
         self.log.lock().unwrap_or_else(PoisonError::into_inner)
@@ -68,13 +76,43 @@ impl Core {
             }
             let (batch, upto) = (log.next, self.logged.load(Ordering::Acquire));
             drop(log);
+            self.syncs.begin();
             self.device.flush().map_err(self.poison("sync"))?;
             self.counters.syncs.add(1);
             let mut log = self.log();
             log.durable = log.durable.max(batch);
+            drop(log);
             self.durable.fetch_max(upto, Ordering::AcqRel);
+            self.syncs.end();
         }
         Ok(())
+    }
+
+    /// The same, but if disks are being flushed, one of those flushes does it.
+    pub(crate) fn flush_with_others(&self) -> Result<(), PoolError> {
+        let target = self.gathering.count();
+        // The next sync may be of a batch that was written before; the one behind it is not.
+        for _ in 0..2 {
+            if self.bell.is_none() || self.durable.load(Ordering::Acquire) >= target {
+                break;
+            }
+            if !self.syncs.next() {
+                break;
+            }
+        }
+        self.flush()
+    }
+
+    /// The device has everything that was written before the call. In the background, one of the flushes of disks
+    /// does it, if there are any.
+    pub(crate) fn sync(&self, pace: Pace) -> Result<(), PoolError> {
+        if pace == Pace::Patient && self.syncs.next() {
+            return self.refuse_if_poisoned();
+        }
+        self.counters.syncs.add(1);
+        self.device.flush().map_err(PoolError::device("sync"))?;
+        // Of what is lost, a device tells only one of those who sync.
+        self.refuse_if_poisoned()
     }
 
     /// What was written before the call outlives this process, though not a power cut: it is in the log, which the

@@ -153,6 +153,7 @@ pub(crate) fn open(
         generation: AtomicU64::new(superblock.generation),
         commit: Mutex::new(Commit { map_used: superblock.map_used }),
         sync: Mutex::default(),
+        syncs: crate::syncs::Syncs::default(),
         log: Mutex::new(Log {
             next: superblock.wal_batch,
             durable: superblock.wal_batch,
@@ -171,6 +172,7 @@ pub(crate) fn open(
         made_nodes: AtomicUsize::new(0),
         dirty_most: cache / BLOCK / 4,
         reclaiming: AtomicBool::new(false),
+        leaving: AtomicUsize::new(0),
         poisoned: AtomicBool::new(false),
         fenced: AtomicBool::new(false),
         grows: Mutex::new(true),

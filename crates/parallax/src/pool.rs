@@ -14,6 +14,7 @@ use crate::core::Core;
 use crate::disk::Disk;
 use crate::format::BLOCK_LEN;
 use crate::head::Head;
+use crate::log::Pace;
 use crate::node::{Entry, FANOUT, ROOT_LEVEL};
 use crate::open::{self, PoolOptions};
 use crate::opened::Opened;
@@ -271,7 +272,7 @@ impl Pool {
 
     /// Takes a snapshot of a disk as it is now; the disk may be written to meanwhile.
     pub fn snapshot(&self, disk: &str, name: &str) -> Result<(), PoolError> {
-        self.core.log_change(|core, catalog| {
+        self.core.log_change(Pace::Now, |core, catalog| {
             let disk = catalog.disk(disk)?.id;
             catalog.may_take(disk, name)?;
             Ok(Change::Snapshot {
@@ -292,7 +293,7 @@ impl Pool {
         name: &str,
         options: &DiskOptions,
     ) -> Result<(), PoolError> {
-        self.core.log_change(|_, catalog| {
+        self.core.log_change(Pace::Now, |_, catalog| {
             let of = catalog.snapshot(disk, snapshot)?.id;
             catalog.may_take(0, name)?;
             Ok(Change::Clone {
@@ -367,7 +368,7 @@ impl Pool {
     /// Deletes a snapshot. Its space is given back in the background, with later checkpoints or by
     /// [`gc`](Pool::gc). It must not be open.
     pub fn delete_snapshot(&self, disk: &str, name: &str) -> Result<(), PoolError> {
-        self.core.log_change(|_, catalog| {
+        self.core.log_change(Pace::Patient, |_, catalog| {
             let id = catalog.snapshot(disk, name)?.id;
             if catalog.views.get(&id).is_some_and(|view| view.strong_count() > 0) {
                 return Err(PoolError::InUse { name: format!("{disk}@{name}") });
@@ -482,10 +483,15 @@ impl Pool {
             used: ByteLen::new((core.layout.data_start + core.space.used_count()) * BLOCK_LEN),
             available: ByteLen::new(core.space.available() * BLOCK_LEN),
             cached: core.cached(),
-            reclaiming: core.catalog().reclaimable(),
+            reclaiming: self.reclaiming(),
             syncs: core.counters.syncs.get(),
             checkpoints: core.counters.checkpoints.get(),
         }
+    }
+
+    /// How many deleted states there are whose space is not free yet. Costs nothing, so that it can be waited for.
+    pub fn reclaiming(&self) -> usize {
+        self.core.leaving.load(Ordering::Acquire)
     }
 
     /// Gives all deleted space back now.

@@ -16,6 +16,7 @@ use crate::PoolError;
 use crate::catalog::{Catalog, Is, State};
 use crate::core::{Commit, Core};
 use crate::head::{Head, Place};
+use crate::log::Pace;
 use crate::node::{Entry, ROOT_LEVEL};
 use crate::space::Run;
 use crate::sync::atomic::Ordering;
@@ -30,16 +31,18 @@ pub(crate) struct Share {
     pub(crate) nodes: usize,
     /// It also ends about then.
     pub(crate) until: Option<Instant>,
+    /// Whether somebody waits for the checkpoint it is part of.
+    pub(crate) pace: Pace,
 }
 
 /// The share of a checkpoint that a writer has to make.
-pub(crate) const SHARE: Share = Share { merges: 32, nodes: 1024, until: None };
+pub(crate) const SHARE: Share = Share { merges: 32, nodes: 1024, until: None, pace: Pace::Now };
 
 /// Nodes visited between two looks at the clock.
 const STEP: usize = 64;
 
 impl Share {
-    pub(crate) const NONE: Share = Share { merges: 0, nodes: 0, until: None };
+    pub(crate) const NONE: Share = Share { merges: 0, nodes: 0, until: None, pace: Pace::Now };
 }
 
 /// Where disks are after a share.

@@ -21,6 +21,9 @@ pub(crate) const ALIGNED: u64 = 16;
 /// How many places are looked at for one.
 const ALIGNED_TRIES: usize = 64;
 
+/// How many stretches of 64 blocks are looked at for one that is free.
+const ROOMY_TRIES: usize = 4096;
+
 /// A run of blocks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct Run {
@@ -36,6 +39,8 @@ struct Hand {
     free: u64,
     /// Nothing from here on was handed out since the pool was opened, nor was in use then.
     virgin: u64,
+    /// The word at which the search for room for metadata goes on.
+    roomy: usize,
 }
 
 /// A change of what is in use that waits for a checkpoint to have copied the rest.
@@ -43,6 +48,16 @@ struct Hand {
 struct Later {
     run: Run,
     used: bool,
+}
+
+impl Hand {
+    fn hand_out(&mut self, run: Run) {
+        for (word, mask) in words_of(run) {
+            self.busy[word] |= mask;
+        }
+        self.free -= run.len;
+        self.virgin = self.virgin.max(run.start + run.len);
+    }
 }
 
 type Page = Box<[AtomicU64]>;
@@ -97,7 +112,7 @@ impl Space {
             reserve: AtomicU64::new(reserve_of(layout.blocks - layout.data_start)),
             used,
             stale: (0..pages).map(|_| AtomicU8::new(3)).collect(),
-            hand: Mutex::new(Hand { busy, next: layout.data_start, free, virgin }),
+            hand: Mutex::new(Hand { busy, next: layout.data_start, free, virgin, roomy: 0 }),
             freed: Mutex::new(Vec::new()),
             waiting: AtomicU64::new(0),
             standing: AtomicBool::new(false),
@@ -172,9 +187,21 @@ impl Space {
         Some((run, run.start + run.len > virgin))
     }
 
-    /// Blocks for metadata, which may use the reserve.
+    /// Blocks for metadata, which may use the reserve. What a checkpoint stores should lie in a row: whoever flushes
+    /// meanwhile waits for every piece of it.
     pub(crate) fn take_reserved(&self, want: u64) -> Option<Run> {
-        self.find(&mut self.hand(), want)
+        let mut hand = self.hand();
+        if want >= ALIGNED {
+            let virgin = hand.virgin;
+            let place =
+                roomy(&mut hand, self.first).or((virgin + want < self.end()).then_some(virgin));
+            let run = place.map(|start| self.stretch(&hand, start, want));
+            if let Some(run) = run.filter(|run| run.len > 0) {
+                hand.hand_out(run);
+                return Some(run);
+            }
+        }
+        self.find(&mut hand, want)
     }
 
     fn find(&self, hand: &mut Hand, want: u64) -> Option<Run> {
@@ -184,22 +211,24 @@ impl Space {
         let start = next_free(&hand.busy, hand.next, self.end())
             .or_else(|| next_free(&hand.busy, self.first, hand.next))?;
         let start = self.aligned(&hand.busy, start, want).unwrap_or(start);
+        let mut run = self.stretch(hand, start, want);
+        // A short piece at the end would leave the requests after it unaligned; a full pool cannot be choosy.
+        let roomy = hand.free > self.reserve() + 4 * want;
+        if run.len < want && run.len > ALIGNED && roomy {
+            run.len -= run.len % ALIGNED;
+        }
+        hand.hand_out(run);
+        hand.next = run.start + run.len;
+        Some(run)
+    }
+
+    /// The free blocks from `start` on, at most `want`.
+    fn stretch(&self, hand: &Hand, start: u64, want: u64) -> Run {
         let mut len = 0;
         while len < want && start + len < self.end() && !bit(&hand.busy, start + len) {
             len += 1;
         }
-        // A short piece at the end would leave the requests after it unaligned; a full pool cannot be choosy.
-        let roomy = hand.free > self.reserve() + 4 * want;
-        if len < want && len > ALIGNED && roomy {
-            len -= len % ALIGNED;
-        }
-        for (word, mask) in words_of(Run { start, len }) {
-            hand.busy[word] |= mask;
-        }
-        hand.free -= len;
-        hand.next = start + len;
-        hand.virgin = hand.virgin.max(start + len);
-        Some(Run { start, len })
+        Run { start, len }
     }
 
     /// The next aligned place with room for a long request, if there is one not far from here: the page cache below
@@ -222,6 +251,15 @@ impl Space {
     /// Takes back blocks that were handed out and never mapped.
     pub(crate) fn give_back(&self, run: Run) {
         self.settle(&[run]);
+    }
+
+    /// The same for blocks that nothing was written to.
+    pub(crate) fn give_back_untouched(&self, runs: &[Run]) {
+        self.settle(runs);
+        let mut hand = self.hand();
+        if let Some(last) = runs.iter().find(|run| run.start + run.len == hand.virgin) {
+            hand.virgin = last.start;
+        }
     }
 
     /// Blocks that may be handed out, without the reserve.
@@ -466,6 +504,21 @@ fn mark_beyond(busy: &mut [u64], end: u64) {
     {
         *last |= !0 << (end % 64);
     }
+}
+
+/// Where 64 blocks in a row are free among those that were used before, if such a place is found soon. The next search goes
+/// on from there.
+fn roomy(hand: &mut Hand, first: u64) -> Option<u64> {
+    let (low, high) = (index(first.div_ceil(64)), index(hand.virgin / 64));
+    if low >= high {
+        return None;
+    }
+    let from = if (low..high).contains(&hand.roomy) { hand.roomy } else { low };
+    let all = (from..high).chain(low..from).take(ROOMY_TRIES);
+    let mut last = from;
+    let found = all.inspect(|word| last = *word).find(|word| hand.busy[*word] == 0);
+    hand.roomy = last;
+    found.map(|word| word as u64 * 64)
 }
 
 fn bit(words: &[u64], block: u64) -> bool {

@@ -120,7 +120,7 @@ impl Core {
             standstill_time: Duration::from_nanos(of.standstill_time.get()),
             longest_standstill: Duration::from_nanos(of.longest_standstill.get()),
             reclaimed_blocks: of.reclaimed_blocks.get(),
-            reclaiming: self.catalog().reclaimable() as u64,
+            reclaiming: self.leaving.load(Ordering::Acquire) as u64,
             waiting_blocks: self.space.waiting(),
             data_written: ByteLen::new(of.data_written.get()),
             log_written: ByteLen::new(of.log_written.get()),
