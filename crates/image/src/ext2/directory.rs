@@ -50,6 +50,15 @@ pub(super) fn append(own: u32, parent: u32, names: &[Name<'_>], out: &mut Vec<u8
     true
 }
 
+/// How many bytes these names may take, at most, as a directory.
+pub(super) fn len_at_most(names: &[Name<'_>]) -> usize {
+    let entries: usize = names.iter().map(|name| entry_len(name.name.len())).sum();
+    // No block is left with room for the longest entry.
+    let blocks = (entries + 24) / (BLOCK_LEN - entry_len(255)) + 1;
+    let index = if blocks > LINEAR_BLOCKS { 1 + blocks.div_ceil(NODE_LIMIT) } else { 0 };
+    (blocks + index) * BLOCK_LEN
+}
+
 /// How much room an entry with a name of this length takes.
 fn entry_len(name_len: usize) -> usize {
     (8 + name_len).next_multiple_of(4)

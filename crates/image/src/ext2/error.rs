@@ -3,6 +3,8 @@
 use std::io;
 use std::path::PathBuf;
 
+use kiln_block::ByteLen;
+
 use crate::inventory::GuestPath;
 
 /// Why a disk cannot be planned or written.
@@ -40,6 +42,12 @@ pub enum Ext2Error {
         path: GuestPath,
         /// Which limit it passes.
         why: &'static str,
+    },
+    /// What it is to hold needs more than the size that was asked for.
+    #[error("the disk's contents need more than {size}: give it more, or leave something out")]
+    TooSmall {
+        /// What was asked for.
+        size: ByteLen,
     },
     /// The whole is more than a file system with blocks of 4 KiB can be.
     #[error("the disk would be larger than the 16 TiB that ext2 can be: leave something out")]

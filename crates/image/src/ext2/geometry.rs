@@ -60,6 +60,28 @@ impl Geometry {
         }
     }
 
+    /// A disk of this many blocks, or a few less where the last group would be too small, if there is room for that
+    /// many blocks of files.
+    pub(super) fn of_size(blocks: u64, data_blocks: u64, inodes: u64) -> Option<Geometry> {
+        let mut blocks = blocks;
+        loop {
+            let groups = blocks.div_ceil(GROUP_BLOCKS).max(1);
+            let inodes_per_group = inodes.div_ceil(groups).next_multiple_of(INODES_PER_BLOCK);
+            let geometry = Geometry { groups, inodes_per_group, blocks };
+            let countable = blocks.max(geometry.inodes()) <= u64::from(u32::MAX);
+            if !countable || inodes_per_group > GROUP_BLOCKS {
+                return None;
+            }
+            let (last, head) = (groups - 1, geometry.head_blocks(groups - 1));
+            if geometry.group_blocks(last) < head + SMALLEST_LAST_GROUP {
+                blocks = Geometry::start((last > 0).then_some(last)?);
+                continue;
+            }
+            let room = blocks.checked_sub(geometry.heads_before(last) + head)?;
+            return (room >= data_blocks).then_some(geometry);
+        }
+    }
+
     /// Blocks of descriptors in each group that has them.
     pub(super) fn descriptor_blocks(&self) -> u64 {
         self.groups.div_ceil(DESCRIPTORS_PER_BLOCK)

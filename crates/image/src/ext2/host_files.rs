@@ -27,17 +27,31 @@ const TICK: Duration = Duration::from_millis(20);
 pub(super) struct HostFiles {
     folders: Vec<PathBuf>,
     files: Vec<HostFile>,
+    /// All files' names, one after the other.
+    names: Vec<u8>,
     /// When the one that changed last did so.
     youngest: (i64, i64),
     open: Mutex<VecDeque<(u32, Arc<File>)>>,
 }
 
-#[derive(Debug)]
+/// A file as it was seen. Of a [`Stamp`] it lacks what says nothing about a regular file's bytes.
+#[derive(Clone, Copy, Debug)]
 struct HostFile {
+    device: u64,
+    inode: u64,
+    size: u64,
+    modified: i64,
+    changed: i64,
+    modified_nanos: u32,
+    changed_nanos: u32,
+    mode: u32,
     folder: u32,
-    name: Box<[u8]>,
-    stamp: Stamp,
+    /// Where its name ends in the row of names; it begins where the one before ends.
+    name_end: u32,
 }
+
+// There are as many of these as files.
+const _: () = assert!(size_of::<HostFile>() <= 64);
 
 impl HostFiles {
     /// Remembers a folder that files lie in.
@@ -49,8 +63,28 @@ impl HostFiles {
     /// Remembers a file as it was seen.
     pub(super) fn add(&mut self, folder: u32, name: &[u8], stamp: Stamp) -> u32 {
         self.youngest = self.youngest.max(stamp.changed);
-        self.files.push(HostFile { folder, name: name.into(), stamp });
+        self.names.extend_from_slice(name);
+        let nanos = |nanos: i64| u32::try_from(nanos).unwrap_or(u32::MAX);
+        self.files.push(HostFile {
+            device: stamp.device,
+            inode: stamp.inode,
+            size: stamp.size,
+            modified: stamp.modified.0,
+            changed: stamp.changed.0,
+            modified_nanos: nanos(stamp.modified.1),
+            changed_nanos: nanos(stamp.changed.1),
+            mode: stamp.mode,
+            folder,
+            name_end: count32(self.names.len()),
+        });
         count32(self.files.len() - 1)
+    }
+
+    /// Gives back the room that was held for more files.
+    pub(super) fn close(&mut self) {
+        self.files.shrink_to_fit();
+        self.names.shrink_to_fit();
+        self.folders.shrink_to_fit();
     }
 
     /// How many there are.
@@ -64,14 +98,20 @@ impl HostFiles {
     }
 
     /// All files, by number: folder, name, and as they were seen.
-    pub(super) fn files(&self) -> impl Iterator<Item = (u32, &[u8], &Stamp)> {
-        self.files.iter().map(|file| (file.folder, &*file.name, &file.stamp))
+    pub(super) fn files(&self) -> impl Iterator<Item = (u32, &[u8], Stamp)> {
+        (0..).zip(&self.files).map(|(at, file)| (file.folder, self.name(at), file.stamp()))
+    }
+
+    fn name(&self, file: u32) -> &[u8] {
+        let end = index(self.files[index(file)].name_end);
+        let before = index(file).checked_sub(1).and_then(|before| self.files.get(before));
+        let start = before.map_or(0, |before| index(before.name_end));
+        self.names.get(start..end).unwrap_or_default()
     }
 
     /// Where a file is.
     pub(super) fn path(&self, file: u32) -> PathBuf {
-        let file = &self.files[index(file)];
-        self.folders[index(file.folder)].join(os_str(&file.name))
+        self.folders[index(self.files[index(file)].folder)].join(os_str(self.name(file)))
     }
 
     /// Waits until whatever changes a file that was looked at also changes its stamp.
@@ -85,7 +125,7 @@ impl HostFiles {
 
     /// Fills a buffer from a file; beyond its end are zeros. Fails if the file is another now.
     pub(super) fn read(&self, file: u32, at: u64, buffer: &mut [u8]) -> Result<(), Ext2Error> {
-        let size = self.files[index(file)].stamp.size;
+        let size = self.files[index(file)].size;
         let inside = usize::try_from(size.saturating_sub(at)).unwrap_or(usize::MAX);
         let (data, beyond) = buffer.split_at_mut(inside.min(buffer.len()));
         beyond.fill(0);
@@ -128,7 +168,8 @@ impl HostFiles {
     /// times before its bytes, so what was read before this passes is what was planned.
     pub(super) fn check(&self, file: u32, open: &File) -> Result<(), Ext2Error> {
         let meta = open.metadata().map_err(|error| self.failed(file, error))?;
-        if Stamp::of(&meta).same_content(&self.files[index(file)].stamp) {
+        let now = Stamp { stands_for: 0, ..Stamp::of(&meta) };
+        if now.same_content(&self.files[index(file)].stamp()) {
             return Ok(());
         }
         Err(Ext2Error::Changed { path: self.path(file) })
@@ -136,6 +177,21 @@ impl HostFiles {
 
     fn failed(&self, file: u32, source: io::Error) -> Ext2Error {
         Ext2Error::Host { act: "read", path: self.path(file), source }
+    }
+}
+
+impl HostFile {
+    fn stamp(&self) -> Stamp {
+        Stamp {
+            mode: self.mode,
+            device: self.device,
+            inode: self.inode,
+            links: 0,
+            size: self.size,
+            modified: (self.modified, self.modified_nanos.into()),
+            changed: (self.changed, self.changed_nanos.into()),
+            stands_for: 0,
+        }
     }
 }
 

@@ -9,8 +9,8 @@
 //! |     24 |    2 | gid         | low half; high half at 122                             |
 //! |     26 |    2 | links       |                                                       |
 //! |     28 |    4 | blocks      | of 512 bytes, with tables and attributes               |
-//! |     32 |    4 | flags       | 0x1000: a directory with an index                     |
-//! |     40 |   60 | block       | 12 pointers and 3 tables, a short link, a device       |
+//! |     32 |    4 | flags       | 0x1000: a directory with an index; 0x80000: extents   |
+//! |     40 |   60 | block       | 12 pointers and 3 tables, or extents; a link, a device |
 //! |    104 |    4 | file_acl    | block of attributes                                   |
 //! |    128 |    2 | extra_isize | 32                                                    |
 //! |    132 |   12 | times       | change, modification, access; nanoseconds and epoch    |
@@ -31,6 +31,8 @@ const _: () = assert!(ATTRIBUTES + INLINE_LEN == RECORD);
 
 /// A directory with an index.
 pub(super) const INDEXED: u32 = 0x1000;
+/// Its blocks are found by extents.
+pub(super) const EXTENTS: u32 = 0x80000;
 
 /// Everything that an inode says.
 #[derive(Clone, Copy, Debug)]

@@ -65,7 +65,8 @@ pub(super) struct Placement {
 /// Where a file's blocks are, as its inode says it.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Mapped {
-    pub(super) pointers: [u32; 15],
+    /// What stands in the inode.
+    pub(super) block: [u8; 60],
     /// With its tables.
     pub(super) blocks: u64,
 }
@@ -94,6 +95,12 @@ pub(super) fn table_count(runs: &[Run]) -> u64 {
     tables + u64::from(third_level)
 }
 
+impl Mapped {
+    fn point(&mut self, slot: usize, block: u32) {
+        put32(&mut self.block, slot * 4, block);
+    }
+}
+
 impl Placement {
     /// Gives one block of metadata its place.
     pub(super) fn place(&mut self, block: u32) -> u32 {
@@ -104,7 +111,7 @@ impl Placement {
 
     /// Gives a file's blocks their places. The runs ascend and do not touch.
     pub(super) fn map(&mut self, runs: &[Run], origin: Origin) -> Mapped {
-        let mut mapped = Mapped { pointers: [0; 15], blocks: 0 };
+        let mut mapped = Mapped { block: [0; 60], blocks: 0 };
         let mut path = Path::default();
         for run in runs {
             let (mut at, end) =
@@ -125,7 +132,7 @@ impl Placement {
                         Some((_, bytes)) if table.is_some() => {
                             self.point(*bytes, (block - DIRECT) % PER_TABLE, pointer);
                         }
-                        _ => mapped.pointers[usize::try_from(block).unwrap_or(0)] = pointer,
+                        _ => mapped.point(index(super::encode::low32(block)), pointer),
                     }
                 }
                 mapped.blocks += u64::from(count);
@@ -142,7 +149,7 @@ impl Placement {
         }
         let Some(beyond) = table.checked_sub(1) else {
             let (block, bytes) = self.new_table(mapped);
-            mapped.pointers[12] = block;
+            mapped.point(12, block);
             path.table = Some((table, bytes));
             return;
         };
@@ -153,7 +160,7 @@ impl Placement {
                 let bytes = match node.checked_sub(1) {
                     None => {
                         let (block, bytes) = self.new_table(mapped);
-                        mapped.pointers[13] = block;
+                        mapped.point(13, block);
                         bytes
                     }
                     Some(place) => {
@@ -161,7 +168,7 @@ impl Placement {
                             Some(root) => root,
                             None => {
                                 let (block, bytes) = self.new_table(mapped);
-                                mapped.pointers[14] = block;
+                                mapped.point(14, block);
                                 path.root = Some(bytes);
                                 bytes
                             }
@@ -180,9 +187,10 @@ impl Placement {
         path.table = Some((table, bytes));
     }
 
-    /// A table of no pointers: its block, and where its bytes are in `metadata`.
-    fn new_table(&mut self, mapped: &mut Mapped) -> (u32, usize) {
+    /// A block of metadata that is empty yet: its block, and where its bytes are in `metadata`.
+    pub(super) fn new_table(&mut self, mapped: &mut Mapped) -> (u32, usize) {
         let bytes = self.metadata.len();
+        super::plan::make_room(&mut self.metadata, BLOCK_LEN);
         self.metadata.resize(bytes + BLOCK_LEN, 0);
         mapped.blocks += 1;
         (self.place(count32(bytes / BLOCK_LEN)), bytes)
@@ -193,7 +201,7 @@ impl Placement {
         put32(&mut self.metadata, table + slot, block);
     }
 
-    fn push(&mut self, start: u32, blocks: u32, origin: Origin) {
+    pub(super) fn push(&mut self, start: u32, blocks: u32, origin: Origin) {
         if let Some(last) = self.segments.last_mut()
             && last.start + last.blocks == start
             && last.origin.skip(last.blocks) == origin

@@ -8,7 +8,7 @@ use kiln_block::ByteLen;
 
 use super::archives::Archives;
 use super::directory::{self, Name};
-use super::encode::{count32, low16, low32, put32};
+use super::encode::{count32, low16, low32};
 use super::error::Ext2Error;
 use super::geometry::{Allocator, Geometry};
 use super::host_files::HostFiles;
@@ -17,8 +17,8 @@ use super::mapping::{self, Mapped, Origin, Placement, Run, Segment};
 use super::superblock::{self, FIRST_INODE, Identity, Usage};
 use super::tree::{Data, Kind, Node, NodeId, Time, Tree};
 use super::xattr::{self, INLINE_LEN};
-use super::{BLOCK, BLOCK_LEN};
-use crate::inventory::feed_bytes;
+use super::{BLOCK, BLOCK_LEN, extents};
+use crate::inventory::{GuestPath, feed_bytes};
 
 /// How many names an inode can have, and how many directories a directory can hold but two.
 const MOST_LINKS: u32 = 65_000;
@@ -27,6 +27,8 @@ const LONGEST_NAME: usize = 255;
 const LONGEST_TARGET: usize = BLOCK_LEN - 1;
 /// Targets up to this long lie in the inode.
 const SHORT_TARGET: usize = 59;
+/// An inode counts its blocks in 512 bytes, in 32 bits.
+const MOST_BLOCKS: u64 = (1 << 32) / (BLOCK / 512);
 /// One inode for this much free space, if not told otherwise.
 const FREE_BYTES_PER_INODE: u64 = 16 << 10;
 
@@ -35,6 +37,8 @@ const FREE_BYTES_PER_INODE: u64 = 16 << 10;
 pub struct Options {
     /// Space for files to come, beside what the tree needs.
     pub free: ByteLen,
+    /// How large the whole disk is, whatever of that is free; instead of `free`.
+    pub size: Option<ByteLen>,
     /// Inodes for files to come; by default one for each 16 KiB of free space.
     pub free_inodes: Option<u32>,
     /// `SOURCE_DATE_EPOCH`: later modification times become this one, and the disk was made then.
@@ -44,6 +48,19 @@ pub struct Options {
     pub label: String,
     /// The file system's identity; by default a digest of its metadata.
     pub uuid: Option<[u8; 16]>,
+    /// How files' blocks are found.
+    pub mapping: Mapping,
+}
+
+/// How files' blocks are found.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Mapping {
+    /// By tables of pointers, as every reader of ext2 knows them.
+    #[default]
+    Tables,
+    /// By extents: an ext4 file system without a journal, which `mount -t ext2` refuses. Large files have next
+    /// to no metadata.
+    Extents,
 }
 
 /// What a disk is made of.
@@ -94,61 +111,39 @@ impl Plan {
     /// change can be told by their times.
     pub fn new(mut tree: Tree, options: &Options) -> Result<Plan, Ext2Error> {
         ensure_lost_and_found(&mut tree, options)?;
+        tree.close();
         let numbered = Numbered::of(&tree)?;
-        let mut bodies = Bodies::of(&tree, &numbered)?;
-
-        let mut data = (bodies.metadata.len() / BLOCK_LEN) as u64;
-        for id in numbered.all() {
-            let runs = bodies.runs(&tree, id);
-            let tables = mapping::table_count(&runs);
-            let own = if matches!(bodies.origin(&tree, id), Some(Origin::Metadata { .. })) {
-                0
-            } else {
-                mapping::block_count(&runs)
-            };
-            data = data.checked_add(own + tables).ok_or(Ext2Error::TooLarge)?;
-        }
-        let free = options.free.get().div_ceil(BLOCK);
-        let free_inodes =
-            options.free_inodes.map_or(options.free.get() / FREE_BYTES_PER_INODE, u64::from);
+        let mut bodies = Bodies::of(&mut tree, &numbered)?;
         let last_inode = u64::from(numbered.last());
-        let geometry = data
-            .checked_add(free)
-            .and_then(|blocks| Geometry::fitting(blocks, last_inode.checked_add(free_inodes)?))
-            .ok_or(Ext2Error::TooLarge)?;
-
+        let geometry = geometry(&tree, &numbered, &bodies, options)?;
         let mut placement = Placement {
             allocator: Allocator::new(geometry),
-            segments: Vec::new(),
+            segments: Vec::with_capacity(numbered.order.len()),
             metadata: std::mem::take(&mut bodies.metadata),
         };
         let attribute_blocks: Vec<u32> =
             (0..bodies.attribute_blocks).map(|block| placement.place(block)).collect();
         let mut inodes = vec![0; usize::try_from(last_inode * inode::LEN).unwrap_or(0)];
-        // What a reader looks at first lies together: all directories and links before all files.
-        for of_files in [false, true] {
-            for id in numbered.all() {
-                let node = tree.node(id);
-                if matches!(node.kind, Kind::File(_)) != of_files {
-                    continue;
-                }
-                let bytes =
-                    numbered.inode(&tree, id, &bodies, &mut placement, &attribute_blocks)?;
-                let at = (numbered.number(id) - 1) as usize * bytes.len();
-                inodes[at..at + bytes.len()].copy_from_slice(&bytes);
-            }
+        for id in numbered.placed(&tree) {
+            let mapping = options.mapping;
+            let bytes =
+                numbered.inode(&tree, id, &bodies, mapping, &mut placement, &attribute_blocks)?;
+            let at = (numbered.number(id) - 1) as usize * bytes.len();
+            inodes[at..at + bytes.len()].copy_from_slice(&bytes);
         }
 
         let usage = Usage { first_free_block: placement.allocator.next(), last_inode };
         let descriptors =
             superblock::descriptors(&geometry, &usage, &numbered.directories_in(&geometry));
-        let Placement { mut segments, metadata, .. } = placement;
+        let Placement { mut segments, mut metadata, .. } = placement;
         segments.shrink_to_fit();
+        metadata.shrink_to_fit();
         let identity = Identity {
             uuid: options.uuid.unwrap_or_else(|| uuid(bodies.digest, &geometry, &inodes)),
             label: label(&options.label),
             time: low32(options.epoch.unwrap_or(0).clamp(0, i64::from(u32::MAX)).cast_unsigned()),
             indexed: bodies.indexed,
+            extents: options.mapping == Mapping::Extents,
         };
         let contents = bodies.contents;
         let Tree { host, archives, notes, .. } = tree;
@@ -186,6 +181,68 @@ impl Plan {
     }
 }
 
+/// The smallest disk that all of it fits on, or the one of the wanted size.
+fn geometry(
+    tree: &Tree,
+    numbered: &Numbered,
+    bodies: &Bodies,
+    options: &Options,
+) -> Result<Geometry, Ext2Error> {
+    // Directories and long links are among the metadata; files' blocks come on top, then tables.
+    let (mut own, mut tables) = ((bodies.metadata.len() / BLOCK_LEN) as u64, 0_u64);
+    for id in numbered.all() {
+        let runs = bodies.runs(tree, id);
+        if matches!(tree.node(id).kind, Kind::File(_)) {
+            own = own.checked_add(mapping::block_count(&runs)).ok_or(Ext2Error::TooLarge)?;
+        }
+        tables += match options.mapping {
+            Mapping::Tables => mapping::table_count(&runs),
+            Mapping::Extents => extents::node_count(runs.len() as u64),
+        };
+    }
+    loop {
+        let data = own.checked_add(tables).ok_or(Ext2Error::TooLarge)?;
+        let geometry = geometry_with(data, u64::from(numbered.last()), options)?;
+        if options.mapping == Mapping::Tables {
+            return Ok(geometry);
+        }
+        // Where a file passes the head of a group, an extent ends. How often that happens is known once there is
+        // a shape to lay files out on; more nodes may mean another shape.
+        let mut allocator = Allocator::new(geometry);
+        for _ in 0..bodies.attribute_blocks {
+            allocator.take(1);
+        }
+        let needed = numbered
+            .placed(tree)
+            .map(|id| extents::allocate(&mut allocator, &bodies.runs(tree, id)))
+            .sum();
+        if needed <= tables {
+            return Ok(geometry);
+        }
+        tables = needed;
+    }
+}
+
+/// The disk for so many blocks and inodes in use.
+fn geometry_with(data: u64, last_inode: u64, options: &Options) -> Result<Geometry, Ext2Error> {
+    let wanted = options.size.map(|size| size.get() / BLOCK);
+    let free = match wanted {
+        None => options.free.get().div_ceil(BLOCK),
+        Some(blocks) => blocks.saturating_sub(data),
+    };
+    let free_inodes = options.free_inodes.map_or(free * BLOCK / FREE_BYTES_PER_INODE, u64::from);
+    let inodes = last_inode.checked_add(free_inodes).ok_or(Ext2Error::TooLarge)?;
+    match (wanted, options.size) {
+        (Some(blocks), Some(size)) => {
+            Geometry::of_size(blocks, data, inodes).ok_or(Ext2Error::TooSmall { size })
+        }
+        _ => data
+            .checked_add(free)
+            .and_then(|blocks| Geometry::fitting(blocks, inodes))
+            .ok_or(Ext2Error::TooLarge),
+    }
+}
+
 /// Where checkers put what they find, and times no later than they may be.
 fn ensure_lost_and_found(tree: &mut Tree, options: &Options) -> Result<(), Ext2Error> {
     const NAME: &[u8] = b"lost+found";
@@ -201,7 +258,8 @@ fn ensure_lost_and_found(tree: &mut Tree, options: &Options) -> Result<(), Ext2E
     if let Some(epoch) = options.epoch {
         let latest = Time { seconds: epoch, nanos: 0 };
         for node in &mut tree.nodes {
-            node.modified = node.modified.min(latest);
+            let modified = node.modified().min(latest);
+            (node.seconds, node.nanos) = (modified.seconds, modified.nanos);
         }
     }
     Ok(())
@@ -298,6 +356,14 @@ impl Numbered {
         self.order.iter().copied()
     }
 
+    /// All nodes in the order in which they are given blocks. What a reader looks at first lies together: all
+    /// directories and links before all files.
+    fn placed(&self, tree: &Tree) -> impl Iterator<Item = NodeId> {
+        [false, true].into_iter().flat_map(move |of_files| {
+            self.all().filter(move |id| matches!(tree.node(*id).kind, Kind::File(_)) == of_files)
+        })
+    }
+
     /// How many directories each group's inodes have.
     fn directories_in(&self, geometry: &Geometry) -> Vec<u32> {
         let mut counts = vec![0; usize::try_from(geometry.groups).unwrap_or(0)];
@@ -314,6 +380,7 @@ impl Numbered {
         tree: &Tree,
         id: NodeId,
         bodies: &Bodies,
+        mapping: Mapping,
         placement: &mut Placement,
         attribute_blocks: &[u32],
     ) -> Result<[u8; 256], Ext2Error> {
@@ -329,13 +396,18 @@ impl Numbered {
         };
         let mut block = [0; 60];
         let mut blocks = 0;
+        let mut flags = if bodies.is_indexed(id) { inode::INDEXED } else { 0 };
         match (&node.kind, bodies.origin(tree, id)) {
             (_, Some(origin)) => {
-                let mapped: Mapped = placement.map(&bodies.runs(tree, id), origin);
-                blocks = mapped.blocks;
-                for (slot, pointer) in mapped.pointers.iter().enumerate() {
-                    put32(&mut block, slot * 4, *pointer);
-                }
+                let runs = bodies.runs(tree, id);
+                let mapped: Mapped = match mapping {
+                    Mapping::Tables => placement.map(&runs, origin),
+                    Mapping::Extents => {
+                        flags |= inode::EXTENTS;
+                        placement.map_by_extents(&runs, origin)
+                    }
+                };
+                (block, blocks) = (mapped.block, mapped.blocks);
             }
             (Kind::Symlink(target), None) => block[..target.len()].copy_from_slice(target),
             (Kind::CharDevice(major, minor) | Kind::BlockDevice(major, minor), None) => {
@@ -349,7 +421,8 @@ impl Numbered {
             .and_then(|at| attribute_blocks.get(super::encode::index(at)).copied());
         blocks += u64::from(attribute_block.is_some());
         let sectors = u32::try_from(blocks * (BLOCK / 512)).map_err(|_| Ext2Error::Unstorable {
-            path: tree.path_of(id),
+            // Refused before, by name; names are gone by now.
+            path: GuestPath::root(),
             why: "it takes 2 TiB or more",
         })?;
         let inode = Inode {
@@ -357,10 +430,10 @@ impl Numbered {
             uid: node.uid,
             gid: node.gid,
             size,
-            time: node.modified,
+            time: node.modified(),
             links: low16(self.links[id.index()]),
             sectors,
-            flags: if bodies.is_indexed(id) { inode::INDEXED } else { 0 },
+            flags,
             block,
             attribute_block: attribute_block.unwrap_or(0),
             attributes: attributes.and_then(|placed| placed.inline.as_ref()),
@@ -398,7 +471,11 @@ struct Row {
 }
 
 impl Bodies {
-    fn of(tree: &Tree, numbered: &Numbered) -> Result<Bodies, Ext2Error> {
+    /// Takes the names out of the tree as it writes them down: there need not be room for both.
+    fn of(tree: &mut Tree, numbered: &Numbered) -> Result<Bodies, Ext2Error> {
+        for id in numbered.all() {
+            check(tree, id)?;
+        }
         let mut bodies = Bodies {
             metadata: Vec::new(),
             attribute_blocks: 0,
@@ -414,7 +491,7 @@ impl Bodies {
             bodies.add_folder(tree, numbered, *id, *parent);
         }
         for id in numbered.all() {
-            bodies.add_rest(tree, id)?;
+            bodies.add_rest(tree, id);
         }
         Ok(bodies)
     }
@@ -451,12 +528,11 @@ impl Bodies {
         Ok(())
     }
 
-    fn add_folder(&mut self, tree: &Tree, numbered: &Numbered, id: NodeId, parent: NodeId) {
-        let names: Vec<Name<'_>> = tree
-            .node(id)
-            .children()
-            .into_iter()
-            .flatten()
+    fn add_folder(&mut self, tree: &mut Tree, numbered: &Numbered, id: NodeId, parent: NodeId) {
+        let Kind::Directory(children) = &mut tree.nodes[id.index()].kind else { return };
+        let children = std::mem::take(&mut children.names);
+        let names: Vec<Name<'_>> = children
+            .iter()
             .map(|(name, child)| Name {
                 name,
                 inode: numbered.number(*child),
@@ -468,6 +544,7 @@ impl Bodies {
             feed_bytes(&mut self.digest, name.name);
         }
         let start = self.metadata.len();
+        make_room(&mut self.metadata, directory::len_at_most(&names));
         let indexed = directory::append(
             numbered.number(id),
             numbered.number(parent),
@@ -484,21 +561,15 @@ impl Bodies {
         self.rows.insert(id, Row { block, blocks, indexed });
     }
 
-    fn add_rest(&mut self, tree: &Tree, id: NodeId) -> Result<(), Ext2Error> {
-        let refuse = |why| Err(Ext2Error::Unstorable { path: tree.path_of(id), why });
+    fn add_rest(&mut self, tree: &Tree, id: NodeId) {
         match &tree.node(id).kind {
-            Kind::Symlink(target) if target.len() > LONGEST_TARGET => {
-                return refuse("the link's target is longer than 4095 bytes");
-            }
             Kind::Symlink(target) if target.len() > SHORT_TARGET => {
                 feed_bytes(&mut self.digest, target);
                 let start = self.metadata.len();
+                make_room(&mut self.metadata, BLOCK_LEN);
                 self.metadata.extend_from_slice(target);
                 self.metadata.resize(start + BLOCK_LEN, 0);
                 self.add_row(id, start, false);
-            }
-            Kind::File(data) if data.size() > mapping::BLOCK_LIMIT * BLOCK => {
-                return refuse("it is larger than 4 TiB");
             }
             Kind::File(Data::Bytes(bytes)) => {
                 self.content_of.insert(id, count32(self.contents.len()));
@@ -506,7 +577,6 @@ impl Bodies {
             }
             _ => {}
         }
-        Ok(())
     }
 
     fn folder_len(&self, id: NodeId) -> u64 {
@@ -534,10 +604,44 @@ impl Bodies {
     /// Which of a node's blocks are not holes.
     fn runs(&self, tree: &Tree, id: NodeId) -> Vec<Run> {
         match &tree.node(id).kind {
-            Kind::File(Data::Host { runs: Some(runs), .. }) => runs.to_vec(),
-            Kind::File(data) => mapping::dense(data.size().div_ceil(BLOCK)),
+            Kind::File(data) => file_runs(data),
             _ => self.rows.get(&id).map_or_else(Vec::new, |row| mapping::dense(row.blocks.into())),
         }
+    }
+}
+
+/// Which of a file's blocks are not holes.
+fn file_runs(data: &Data) -> Vec<Run> {
+    match data {
+        Data::Host { runs: Some(runs), .. } => runs.0.to_vec(),
+        _ => mapping::dense(data.size().div_ceil(BLOCK)),
+    }
+}
+
+/// Refuses what no inode can say.
+fn check(tree: &Tree, id: NodeId) -> Result<(), Ext2Error> {
+    let why = match &tree.node(id).kind {
+        Kind::Symlink(target) if target.len() > LONGEST_TARGET => {
+            "the link's target is longer than 4095 bytes"
+        }
+        Kind::File(data) if data.size() > mapping::BLOCK_LIMIT * BLOCK => "it is larger than 4 TiB",
+        Kind::File(data) => {
+            // With the most tables that either mapping may need.
+            let own = mapping::block_count(&file_runs(data));
+            if own < MOST_BLOCKS - own / 256 - 8 {
+                return Ok(());
+            }
+            "it takes 2 TiB or more"
+        }
+        _ => return Ok(()),
+    };
+    Err(Ext2Error::Unstorable { path: tree.path_of(id), why })
+}
+
+/// Makes room for more bytes without the half that growing by doubling leaves empty.
+pub(super) fn make_room(bytes: &mut Vec<u8>, more: usize) {
+    if bytes.capacity() - bytes.len() < more {
+        bytes.reserve_exact(more.max(bytes.len() / 64));
     }
 }
 

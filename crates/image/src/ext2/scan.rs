@@ -14,7 +14,7 @@ use super::encode::{low16, low32};
 use super::error::Ext2Error;
 use super::host_files::{is_gone, open_plainly, wait_out};
 use super::mapping::Run;
-use super::tree::{Data, Kind, Node, NodeId, Time, Tree};
+use super::tree::{Data, Kind, Node, NodeId, Runs, Time, Tree};
 use super::xattr::Xattr;
 use super::{BLOCK, mapping};
 use crate::closure::host;
@@ -59,7 +59,7 @@ impl Tree {
     }
 
     /// Adds the entries of one directory; directories among them are left for later.
-    fn scan(
+    pub(super) fn scan(
         &mut self,
         path: &Path,
         folder: NodeId,
@@ -107,7 +107,7 @@ impl Tree {
         }
         let device = || (rustix::fs::major(meta.rdev()), rustix::fs::minor(meta.rdev()));
         let kind = match meta.mode() & host::TYPE {
-            host::DIRECTORY => Kind::Directory(std::collections::BTreeMap::new()),
+            host::DIRECTORY => Kind::Directory(Box::default()),
             host::SYMLINK => {
                 let target = fs::read_link(path).map_err(failed("read", path))?;
                 Kind::Symlink(target.as_os_str().as_bytes().into())
@@ -121,7 +121,11 @@ impl Tree {
                     self.host.folder(path.parent().unwrap_or(Path::new("/")))
                 });
                 check_readable(path, meta.mode())?;
-                let runs = if may_have_holes(&meta) { Some(runs(path, &meta)?) } else { None };
+                let runs = if may_have_holes(&meta) {
+                    Some(Box::new(Runs(runs(path, &meta)?)))
+                } else {
+                    None
+                };
                 let file = self.host.add(number, name, Stamp::of(&meta));
                 Kind::File(Data::Host { file, size: meta.len(), runs })
             }
@@ -147,7 +151,7 @@ impl Tree {
             let folder = self.folder_of(path, modified)?;
             let name = path.name();
             let kind = match &entry.node {
-                InventoryNode::Directory => Kind::Directory(std::collections::BTreeMap::new()),
+                InventoryNode::Directory => Kind::Directory(Box::default()),
                 InventoryNode::Symlink(target) => Kind::Symlink(target.as_slice().into()),
                 InventoryNode::CharDevice { major, minor } => Kind::CharDevice(*major, *minor),
                 InventoryNode::BlockDevice { major, minor } => Kind::BlockDevice(*major, *minor),
@@ -177,7 +181,8 @@ impl Tree {
             };
             if path.as_bytes() == b"/" {
                 self.nodes[NodeId::ROOT.index()].permissions = low16(entry.permissions);
-                self.nodes[NodeId::ROOT.index()].modified = modified;
+                let root = &mut self.nodes[NodeId::ROOT.index()];
+                (root.seconds, root.nanos) = (modified.seconds, modified.nanos);
                 continue;
             }
             let node = Node {
@@ -230,10 +235,8 @@ fn attributes(meta: &Metadata, xattrs: Box<[Xattr]>, kind: Kind) -> Node {
         permissions: low16(meta.mode() & 0o7777),
         uid: meta.uid(),
         gid: meta.gid(),
-        modified: Time {
-            seconds: meta.mtime(),
-            nanos: u32::try_from(meta.mtime_nsec()).unwrap_or(0),
-        },
+        nanos: u32::try_from(meta.mtime_nsec()).unwrap_or(0),
+        seconds: meta.mtime(),
         xattrs,
         kind,
     }

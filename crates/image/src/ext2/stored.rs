@@ -78,11 +78,11 @@ impl Plan {
             usage.last_inode,
         ];
         numbers.iter().for_each(|number| body.extend(number.to_le_bytes()));
-        let Identity { uuid, label, time, indexed } = self.identity;
+        let Identity { uuid, label, time, indexed, extents } = self.identity;
         body.extend(uuid);
         body.extend(label);
         put32(&mut body, time);
-        put32(&mut body, u32::from(indexed));
+        put32(&mut body, u32::from(indexed) | u32::from(extents) << 1);
         for table in [&self.descriptors, &self.inodes, &self.metadata] {
             put_bytes(&mut body, table);
         }
@@ -108,7 +108,7 @@ impl Plan {
         for (folder, name, stamp) in self.host.files() {
             put32(&mut body, folder);
             put_bytes(&mut body, name);
-            put_stamp(&mut body, stamp);
+            put_stamp(&mut body, &stamp);
         }
         put_count(&mut body, self.notes().len());
         self.notes().iter().for_each(|note| put_bytes(&mut body, note.as_bytes()));
@@ -152,8 +152,9 @@ impl Plan {
         let geometry = Geometry { groups, inodes_per_group, blocks };
         check_shape(&geometry, first_free_block, last_inode)?;
         let (uuid, label) = (body.array()?, body.array()?);
-        let identity =
-            Identity { uuid, label, time: body.number()?, indexed: body.number()? != 0 };
+        let (time, flags) = (body.number()?, body.number()?);
+        let (indexed, extents) = (flags & 1 != 0, flags & 2 != 0);
+        let identity = Identity { uuid, label, time, indexed, extents };
         let descriptors = body.bytes()?.to_vec();
         let inodes = body.bytes()?.to_vec();
         let metadata = body.bytes()?.to_vec();
@@ -174,8 +175,7 @@ impl Plan {
             }
             host.add(folder, name, stamp);
         }
-        let notes =
-            body.list(8, |body| Ok(String::from_utf8_lossy(body.bytes()?).into_owned()))?;
+        let notes = body.list(8, |body| Ok(String::from_utf8_lossy(body.bytes()?).into_owned()))?;
         let mut end = 0;
         for segment in &segments {
             let known = match segment.origin {

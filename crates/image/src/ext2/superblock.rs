@@ -20,6 +20,8 @@ pub(super) struct Identity {
     pub(super) time: u32,
     /// Whether any directory has an index.
     pub(super) indexed: bool,
+    /// Whether files' blocks are found by extents.
+    pub(super) extents: bool,
 }
 
 /// How much is in use.
@@ -47,6 +49,7 @@ pub(super) fn block(geometry: &Geometry, usage: &Usage, about: &Identity, group:
     const EXT_ATTR: u32 = 0x8;
     const DIR_INDEX: u32 = 0x20;
     const FILETYPE: u32 = 0x2;
+    const EXTENTS: u32 = 0x40;
     const SPARSE_SUPER: u32 = 0x1;
     const LARGE_FILE: u32 = 0x2;
     const SIGNED_HASH: u32 = 1;
@@ -77,7 +80,7 @@ pub(super) fn block(geometry: &Geometry, usage: &Usage, about: &Identity, group:
         (76, 1),          // revision with dynamic inode sizes
         (84, FIRST_INODE),
         (92, EXT_ATTR | if about.indexed { DIR_INDEX } else { 0 }),
-        (96, FILETYPE),
+        (96, FILETYPE | if about.extents { EXTENTS } else { 0 }),
         (100, SPARSE_SUPER | LARGE_FILE),
         (0xfc, u32::from(hash::HALF_MD4)),
         (0x108, about.time), // made

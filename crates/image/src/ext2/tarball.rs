@@ -221,7 +221,7 @@ fn node(
         Ok((both.0.unwrap_or(0), both.1.unwrap_or(0)))
     };
     let kind = match header.entry_type() {
-        tar::EntryType::Directory => Kind::Directory(std::collections::BTreeMap::new()),
+        tar::EntryType::Directory => Kind::Directory(Box::default()),
         tar::EntryType::Symlink => {
             let target = entry.link_name_bytes().unwrap_or_default();
             Kind::Symlink(target.into_owned().into())
@@ -241,9 +241,9 @@ fn node(
         permissions: low16(header.mode().map_err(broken)? & 0o7777),
         uid: id(header.uid())?,
         gid: id(header.gid())?,
-        modified: modified.unwrap_or(Time { seconds, nanos: 0 }),
         xattrs: xattrs.into(),
         kind,
+        ..Node::directory(0, modified.unwrap_or(Time { seconds, nanos: 0 }))
     })
 }
 

@@ -43,14 +43,24 @@ pub(super) struct Node {
     pub(super) permissions: u16,
     pub(super) uid: u32,
     pub(super) gid: u32,
-    pub(super) modified: Time,
+    /// The time's parts, which as a [`Time`] would take more room. There are as many of these as files.
+    pub(super) nanos: u32,
+    pub(super) seconds: i64,
     pub(super) xattrs: Box<[Xattr]>,
     pub(super) kind: Kind,
 }
 
+const _: () = assert!(size_of::<Node>() <= 64);
+
+/// What a directory holds, by name.
+#[derive(Debug, Default)]
+pub(super) struct Children {
+    pub(super) names: BTreeMap<Box<[u8]>, NodeId>,
+}
+
 #[derive(Debug)]
 pub(super) enum Kind {
-    Directory(BTreeMap<Box<[u8]>, NodeId>),
+    Directory(Box<Children>),
     Symlink(Box<[u8]>),
     File(Data),
     CharDevice(u32, u32),
@@ -67,7 +77,7 @@ pub(super) enum Data {
         file: u32,
         size: u64,
         /// What is not a hole; none if all is data.
-        runs: Option<Box<[Run]>>,
+        runs: Option<Box<Runs>>,
     },
     /// A member of an archive.
     Member {
@@ -75,6 +85,10 @@ pub(super) enum Data {
         size: u64,
     },
 }
+
+/// Which of a file's blocks are not a hole.
+#[derive(Debug)]
+pub(super) struct Runs(pub(super) Box<[Run]>);
 
 impl NodeId {
     pub(super) const ROOT: NodeId = NodeId(0);
@@ -86,13 +100,23 @@ impl NodeId {
 
 impl Node {
     pub(super) fn directory(permissions: u16, modified: Time) -> Node {
-        let kind = Kind::Directory(BTreeMap::new());
-        Node { permissions, uid: 0, gid: 0, modified, xattrs: Box::default(), kind }
+        let kind = Kind::Directory(Box::default());
+        Node { permissions, uid: 0, gid: 0, nanos: 0, seconds: 0, xattrs: Box::default(), kind }
+            .modified_at(modified)
+    }
+
+    /// The same, modified at another time.
+    pub(super) fn modified_at(self, time: Time) -> Node {
+        Node { seconds: time.seconds, nanos: time.nanos, ..self }
+    }
+
+    pub(super) fn modified(&self) -> Time {
+        Time { seconds: self.seconds, nanos: self.nanos }
     }
 
     pub(super) fn children(&self) -> Option<&BTreeMap<Box<[u8]>, NodeId>> {
         match &self.kind {
-            Kind::Directory(children) => Some(children),
+            Kind::Directory(children) => Some(&children.names),
             _ => None,
         }
     }
@@ -114,6 +138,13 @@ impl Tree {
             notes: Vec::new(),
             linked: HashMap::new(),
         }
+    }
+
+    /// Gives back the room that was held for more.
+    pub(super) fn close(&mut self) {
+        self.nodes.shrink_to_fit();
+        self.host.close();
+        self.linked = HashMap::new();
     }
 
     pub(super) fn node(&self, id: NodeId) -> &Node {
@@ -146,14 +177,14 @@ impl Tree {
     /// Gives a node a name.
     pub(super) fn link(&mut self, folder: NodeId, name: &[u8], id: NodeId) {
         if let Kind::Directory(children) = &mut self.nodes[folder.index()].kind {
-            children.insert(name.into(), id);
+            children.names.insert(name.into(), id);
         }
     }
 
     /// Takes a name out of a directory.
     pub(super) fn unlink(&mut self, folder: NodeId, name: &[u8]) {
         if let Kind::Directory(children) = &mut self.nodes[folder.index()].kind {
-            children.remove(name);
+            children.names.remove(name);
         }
     }
 

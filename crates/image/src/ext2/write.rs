@@ -13,7 +13,7 @@ use super::source::Piece;
 use super::{BLOCK, BLOCK_LEN};
 
 /// How much is gathered before it is written.
-const BUFFER: usize = 256 << 10;
+const BUFFER: usize = 512 << 10;
 /// Where extents can be shared, stretches of a file from this long on are copied by the kernel; shorter
 /// ones cost less together with their neighbours.
 const KERNEL_COPIES: u64 = 16 << 10;

@@ -40,10 +40,18 @@ pub(super) struct Placed {
     pub(super) block: Option<Vec<u8>>,
 }
 
+/// What stands for the beginnings of names.
+const PREFIXES: [(&[u8], u8); 3] = [(b"user.", 1), (b"trusted.", 4), (b"security.", 6)];
+
 impl Xattr {
+    /// Name and value as the host has them; none for access control lists, which are stored in another form.
+    pub(super) fn for_host(&self) -> Option<(Vec<u8>, &[u8])> {
+        let (prefix, _) = PREFIXES.iter().find(|(_, index)| *index == self.index)?;
+        Some(([*prefix, &self.name].concat(), &self.value))
+    }
+
     /// From what the host says; none if ext2 has no way to say it.
     pub(super) fn from_host(name: &[u8], value: &[u8]) -> Option<Xattr> {
-        const PREFIXES: [(&[u8], u8); 3] = [(b"user.", 1), (b"trusted.", 4), (b"security.", 6)];
         let (index, name, value) = match name {
             b"system.posix_acl_access" => (2, &b""[..], stored_acl(value)?),
             b"system.posix_acl_default" => (3, &b""[..], stored_acl(value)?),

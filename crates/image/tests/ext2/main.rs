@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
 mod archives;
+mod extents;
 mod extremes;
 mod listed;
 mod reader;

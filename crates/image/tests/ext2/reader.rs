@@ -4,6 +4,9 @@ use std::collections::BTreeMap;
 
 use kiln_block::{BlockDevice, ByteOffset};
 
+/// The flag of an inode whose blocks are found by extents.
+const EXTENTS: u32 = 0x80000;
+
 /// One file as it was read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct File {
@@ -16,6 +19,8 @@ pub(crate) struct File {
     pub(crate) size: u64,
     /// Of 512 bytes.
     pub(crate) sectors: u32,
+    /// Levels of nodes above the extents, if its blocks are found by extents.
+    pub(crate) depth: Option<u16>,
     /// Of a regular file or link.
     pub(crate) content: Vec<u8>,
     pub(crate) device: (u32, u32),
@@ -23,6 +28,15 @@ pub(crate) struct File {
 
 /// Everything on a disk, by path; the root is the empty one.
 pub(crate) fn read(device: &dyn BlockDevice) -> BTreeMap<Vec<u8>, File> {
+    walk(device, true)
+}
+
+/// The same without what files hold.
+pub(crate) fn read_inodes(device: &dyn BlockDevice) -> BTreeMap<Vec<u8>, File> {
+    walk(device, false)
+}
+
+fn walk(device: &dyn BlockDevice, contents: bool) -> BTreeMap<Vec<u8>, File> {
     let disk = Disk::open(device);
     let mut files = BTreeMap::new();
     let mut ahead = vec![(Vec::new(), 2_u32)];
@@ -41,7 +55,7 @@ pub(crate) fn read(device: &dyn BlockDevice) -> BTreeMap<Vec<u8>, File> {
                 assert!(types.contains(&(child_mode, entry_type)), "{child_mode:o} {entry_type}");
                 ahead.push((below, child));
             }
-        } else if kind == 0o100_000 || (kind == 0o120_000 && file.sectors > 0) {
+        } else if (kind == 0o100_000 && contents) || (kind == 0o120_000 && file.sectors > 0) {
             file.content = disk.content(&inode, file.size);
         } else if kind == 0o120_000 {
             file.content = inode[40..40 + usize::try_from(file.size).unwrap()].to_vec();
@@ -119,6 +133,7 @@ impl Disk<'_> {
             modified: (seconds, extra >> 2),
             size: u64::from(self.word(inode, 4)) | high,
             sectors: self.word(inode, 28),
+            depth: (self.word(inode, 32) & EXTENTS != 0).then(|| self.half(inode, 46)),
             content: Vec::new(),
             device: if is_device { device } else { (0, 0) },
         }
@@ -140,6 +155,9 @@ impl Disk<'_> {
     }
 
     fn mapped(&self, inode: &[u8], at: u64) -> u64 {
+        if self.word(inode, 32) & EXTENTS != 0 {
+            return self.in_extents(&inode[40..100], at);
+        }
         let slot = |at: u64| 40 + usize::try_from(at).unwrap() * 4;
         if at < 12 {
             return u64::from(self.word(inode, slot(at)));
@@ -163,6 +181,23 @@ impl Disk<'_> {
             return block;
         }
         panic!("block {at} is beyond what ext2 can map");
+    }
+
+    /// Follows a node of extents down to the one that has a block, if one does.
+    fn in_extents(&self, node: &[u8], at: u64) -> u64 {
+        assert_eq!(self.half(node, 0), 0xf30a);
+        let (count, depth) = (usize::from(self.half(node, 2)), self.half(node, 6));
+        assert!(count <= usize::from(self.half(node, 4)));
+        let entries = (1..=count).rev().map(|entry| &node[entry * 12..][..12]);
+        let Some(entry) = entries.into_iter().find(|e| u64::from(self.word(e, 0)) <= at) else {
+            return 0;
+        };
+        let inside = at - u64::from(self.word(entry, 0));
+        if depth > 0 {
+            return self.in_extents(&self.block(self.word(entry, 4).into()), at);
+        }
+        let is_in = inside < u64::from(self.half(entry, 4));
+        if is_in { u64::from(self.word(entry, 8)) + inside } else { 0 }
     }
 
     fn names(&self, inode: &[u8], file: &File) -> Vec<(Vec<u8>, u32, u8)> {

@@ -8,7 +8,7 @@ use std::os::unix::fs::{FileExt as _, MetadataExt as _, PermissionsExt as _, sym
 use std::path::Path;
 
 use kiln_block::{ByteLen, ReadOnly};
-use kiln_image::ext2::{Options, Plan, Time, Tree};
+use kiln_image::ext2::{Mapping, Options, Plan, Time, Tree};
 use kiln_image::inventory::Inventory;
 use proptest::prelude::*;
 use rustix::fs::{FileType, Mode, Timespec, Timestamps, XattrFlags};
@@ -17,7 +17,7 @@ use super::reader::{self, File};
 use super::{check, debugfs, image, is_root, long, plan, tool};
 
 /// Every file of a plan is what the source has, and nothing else is there.
-fn same(plan: Plan, source: &Path) -> BTreeMap<Vec<u8>, File> {
+pub(crate) fn same(plan: Plan, source: &Path) -> BTreeMap<Vec<u8>, File> {
     let disk = reader::read(&ReadOnly(plan));
     let mut left = disk.clone();
     let mut lost = left.remove(&b"/lost+found"[..]).unwrap();
@@ -66,7 +66,7 @@ fn set_time(path: &Path, seconds: i64, nanos: i64) {
 }
 
 /// A bit of everything that any user can make.
-fn assorted(root: &Path) {
+pub(crate) fn assorted(root: &Path) {
     fs::create_dir_all(root.join("a/b/c")).unwrap();
     fs::write(root.join("empty"), b"").unwrap();
     fs::write(root.join("a/one"), b"x").unwrap();
@@ -257,7 +257,7 @@ fn capabilities_lists_and_devices_survive() {
         assert_eq!(disk[&b"/large"[..]].device, (259, 1_000_000));
     }
     if long() {
-        mounted(&image, folder.path(), |mount| {
+        mounted(&image, folder.path(), "ext2", |mount| {
             assert_eq!(fs::symlink_metadata(mount.join("ping")).unwrap().gid(), 70_000);
             let mut value = [0; 256];
             if has_capability {
@@ -276,8 +276,8 @@ fn capabilities_lists_and_devices_survive() {
     }
 }
 
-/// Mounts an image as ext2, for what is then done.
-fn mounted(image: &Path, folder: &Path, act: impl FnOnce(&Path)) {
+/// Mounts an image as a kind of file system, for what is then done.
+pub(crate) fn mounted(image: &Path, folder: &Path, kind: &str, act: impl FnOnce(&Path)) {
     struct Mounted(std::path::PathBuf);
     impl Drop for Mounted {
         fn drop(&mut self) {
@@ -287,7 +287,7 @@ fn mounted(image: &Path, folder: &Path, act: impl FnOnce(&Path)) {
     let mount = folder.join("mount");
     fs::create_dir(&mount).unwrap();
     let status = std::process::Command::new("mount")
-        .args(["-t", "ext2", "-o", "loop,ro"])
+        .args(["-t", kind, "-o", "loop,ro"])
         .args([image, &mount])
         .status()
         .unwrap();
@@ -308,7 +308,7 @@ fn the_kernel_reads_what_was_written() {
         fs::write(source.path().join(format!("a/b/{number:0>90}")), "x").unwrap();
     }
     let image = image(&plan(source.path(), &Options::default()), folder.path());
-    mounted(&image, folder.path(), |mount| {
+    mounted(&image, folder.path(), "ext2", |mount| {
         let output = std::process::Command::new("diff")
             .args(["-r", "--no-dereference"])
             .args([source.path(), mount])
@@ -377,6 +377,7 @@ proptest! {
             0..60,
         ),
         free in 0_u64..2 << 20,
+        extents: bool,
     ) {
         let (source, folder) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         let mut folders = vec![source.path().to_owned()];
@@ -415,7 +416,8 @@ proptest! {
             set_time(&path, seconds.into(), 1);
             files.push(path);
         }
-        let options = Options { free: ByteLen::new(free), ..Options::default() };
+        let mapping = if extents { Mapping::Extents } else { Mapping::Tables };
+        let options = Options { free: ByteLen::new(free), mapping, ..Options::default() };
         let first = fs::read(image(&plan(source.path(), &options), folder.path())).unwrap();
         let second = fs::read(image(&plan(source.path(), &options), folder.path())).unwrap();
         prop_assert!(first == second, "byte-identical twice");
