@@ -13,6 +13,7 @@ pub mod manifest;
 pub mod modules;
 pub mod newc;
 pub mod packages;
+pub mod supermin;
 
 #[cfg(test)]
 mod testing;
