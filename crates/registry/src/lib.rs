@@ -19,6 +19,8 @@ mod manifest;
 pub mod overlaybd;
 mod reference;
 mod repository;
+#[cfg(feature = "testing")]
+pub mod testing;
 
 pub use cache::Cache;
 pub use client::Access;
