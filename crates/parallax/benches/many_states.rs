@@ -1,20 +1,22 @@
 //! What it costs to have many snapshots and clones: `cargo bench -p kiln-parallax --bench many_states`.
 //!
-//! Snapshots and clones are durable when they return. `KILN_BENCH_STATES` says how many snapshots the pool gets instead of 100,000.
+//! `KILN_BENCH_DIR` says on which filesystem. Those that are measured are durable when they return; the 100,000 before them, or as
+//! many as `KILN_BENCH_STATES` says, are made without syncs and synced once.
 #![expect(clippy::print_stdout, reason = "a bench prints its figures")]
 #![expect(clippy::unwrap_used, reason = "a bench that cannot go on has failed")]
 
 mod measure;
 
+use std::io::{IoSlice, IoSliceMut};
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use kiln_block::{BlockDevice, ByteLen, ByteOffset};
+use kiln_block::{BlockDevice, ByteLen, ByteOffset, DeviceError, FileDevice};
 use kiln_parallax::{DiskOptions, Pool, PoolOptions};
 
-use measure::{
-    Act, Cost, best, cost, folder, micros, percentile, random, resident, sequential, wanted,
-};
+use measure::{Act, Cost, best, cost, folder, micros, percentile, random, sequential, wanted};
 
 fn states() -> u64 {
     let asked = std::env::var("KILN_BENCH_STATES").ok();
@@ -31,76 +33,154 @@ fn main() {
     }
 }
 
-/// A snapshot after each write, and now and then a clone, on a disk of 100 GiB.
+/// Snapshots and clones that are made one after the other and then measured.
+const MEASURED: u64 = 2000;
+
+/// A file whose flushes sync when they are told to: what is there before anything is measured need not survive a power cut
+/// in between.
+struct Relaxed {
+    file: FileDevice,
+    syncs: AtomicBool,
+}
+
+impl BlockDevice for Relaxed {
+    fn size(&self) -> ByteLen {
+        self.file.size()
+    }
+
+    fn read_vectored_at(
+        &self,
+        at: ByteOffset,
+        buffers: &mut [IoSliceMut<'_>],
+    ) -> Result<(), DeviceError> {
+        self.file.read_vectored_at(at, buffers)
+    }
+
+    fn write_vectored_at(
+        &self,
+        at: ByteOffset,
+        buffers: &[IoSlice<'_>],
+    ) -> Result<(), DeviceError> {
+        self.file.write_vectored_at(at, buffers)
+    }
+
+    fn discard(&self, at: ByteOffset, len: ByteLen) -> Result<(), DeviceError> {
+        self.file.discard(at, len)
+    }
+
+    fn write_zeroes(
+        &self,
+        at: ByteOffset,
+        len: ByteLen,
+        keep_allocated: bool,
+    ) -> Result<(), DeviceError> {
+        self.file.write_zeroes(at, len, keep_allocated)
+    }
+
+    fn flush(&self) -> Result<(), DeviceError> {
+        match self.syncs.load(Ordering::Relaxed) {
+            true => self.file.flush(),
+            false => Ok(()),
+        }
+    }
+
+    fn begin_writing_out(&self, at: ByteOffset, len: ByteLen) {
+        if self.syncs.load(Ordering::Relaxed) {
+            self.file.begin_writing_out(at, len);
+        }
+    }
+
+    fn grow(&self, size: ByteLen) -> Result<(), DeviceError> {
+        self.file.grow(size)
+    }
+}
+
+fn row(what: &str, times: &mut [Duration]) {
+    let [median, late, last] = [50, 99, 100].map(|percent| percentile(times, percent));
+    println!("{what:44} {median:9.0} {late:9.0} {last:9.0}");
+}
+
+/// A snapshot after each write on a disk of 100 GiB, and now and then a clone. Then as many again that are measured,
+/// in turn with flushes of the same disk, and with writes and syncs of a plain file beside the pool.
 fn latency(path: &Path) {
-    let options = PoolOptions::default();
-    let pool = Pool::create_file(path, ByteLen::gib(32), &options).unwrap();
+    let options = PoolOptions { limit: ByteLen::gib(32), ..PoolOptions::default() };
+    let file = FileDevice::create(path, ByteLen::mib(256)).unwrap();
+    file.grow(ByteLen::mib(256)).unwrap();
+    let device = Arc::new(Relaxed { file, syncs: AtomicBool::new(false) });
+    let pool = Pool::create(device.clone(), &options).unwrap();
     pool.create_disk("disk", ByteLen::gib(100), &DiskOptions::default()).unwrap();
     let disk = pool.open_disk("disk").unwrap();
     let total = states();
     let mut dice = kiln_block::testing::Dice::seeded(1);
-    println!("{:44} {:>9} {:>9} {:>9}", "disk of 100 GiB, µs", "median", "p99", "slowest");
-    let (mut snaps, mut clones) = (Vec::<Duration>::new(), Vec::new());
-    for made in 0..total {
-        let name = format!("s{made}");
+    let mut write = |number: u8| {
         let at = ByteOffset::new(dice.below(disk.size().get() / 4096) * 4096);
-        disk.write_at(at, &[1; 4096]).unwrap();
-        snaps.push(cost(&mut || pool.snapshot("disk", &name).unwrap()).wall);
-        if made.is_multiple_of(10) {
-            let (clone, options) = (format!("c{made}"), DiskOptions::default());
-            let work = &mut || pool.clone_disk("disk", &name, &clone, &options).unwrap();
-            clones.push(cost(work).wall);
-        }
-        let now = made + 1;
-        if [100, 1000, 10_000, 100_000].contains(&now) || now == total {
-            for (what, times) in [("snapshot", &mut snaps), ("clone", &mut clones)] {
-                println!(
-                    "{:44} {:9.0} {:9.0} {:9.0}",
-                    format!("{what}, the last of {now} snapshots"),
-                    percentile(times, 50),
-                    percentile(times, 99),
-                    percentile(times, 100),
-                );
-                times.clear();
+        disk.write_at(at, &[number; 4096]).unwrap();
+    };
+    let made = cost(&mut || {
+        for made in 0..total {
+            let name = format!("s{made}");
+            write(1);
+            pool.snapshot("disk", &name).unwrap();
+            if made.is_multiple_of(10) {
+                pool.clone_disk("disk", &name, &format!("c{made}"), &DiskOptions::default())
+                    .unwrap();
             }
         }
-    }
-    // What 1,000 pairs cost that do nothing else with the same pool: the machine's own sync.
-    let mut syncs = Vec::new();
-    for n in 0..1000 {
-        disk.write_at(ByteOffset::new(n * 4096), &[1; 4096]).unwrap();
-        syncs.push(cost(&mut || disk.flush().unwrap()).wall);
-    }
+        pool.checkpoint().unwrap();
+    });
     println!(
-        "{:44} {:9.0} {:9.0} {:9.0}",
-        "beside it: a flush of one block",
-        percentile(&mut syncs, 50),
-        percentile(&mut syncs, 99),
-        percentile(&mut syncs, 100),
+        "{total} snapshots, {} clones: made in {:.1} s",
+        total.div_ceil(10),
+        made.wall.as_secs_f64()
     );
+    device.syncs.store(true, Ordering::Relaxed);
+    // What was never synced is written out now, not while something is measured.
+    device.flush().unwrap();
+    pool.checkpoint().unwrap();
+    let plain = FileDevice::create(&path.with_extension("plain"), ByteLen::mib(64)).unwrap();
+    for at in (0..plain.size().get()).step_by(1 << 20) {
+        plain.write_at(ByteOffset::new(at), &[1; 1 << 20]).unwrap();
+    }
+    plain.flush().unwrap();
+    let mut times: [Vec<Duration>; 4] = Default::default();
+    for n in 0..MEASURED {
+        let (name, clone) = (format!("m{n}"), format!("d{n}"));
+        write(2);
+        times[0].push(cost(&mut || pool.snapshot("disk", &name).unwrap()).wall);
+        let options = DiskOptions::default();
+        let work = &mut || pool.clone_disk("disk", &name, &clone, &options).unwrap();
+        times[1].push(cost(work).wall);
+        write(3);
+        times[2].push(cost(&mut || disk.flush().unwrap()).wall);
+        let at = ByteOffset::new(n * 37 % (plain.size().get() / 4096) * 4096);
+        let work = &mut || {
+            plain.write_at(at, &[4; 4096]).unwrap();
+            plain.flush().unwrap();
+        };
+        times[3].push(cost(work).wall);
+    }
+    let [snaps, clones, flushes, syncs] = &mut times;
+    println!(
+        "{:44} {:>9} {:>9} {:>9}",
+        "disk of 100 GiB, each durable, us", "median", "p99", "slowest"
+    );
+    row("snapshot", snaps);
+    row("clone", clones);
+    row("in turn with them: a flush of one block", flushes);
+    row("and a plain file: pwrite, fdatasync", syncs);
     pool.checkpoint().unwrap();
     drop((disk, pool));
-    let before = resident();
     let mut pool = None;
-    let opened = cost(&mut || pool = Some(Pool::open_file(path, &options).unwrap()));
-    println!(
-        "opening it: {:.0} ms, {} KiB of memory",
-        opened.wall.as_secs_f64() * 1e3,
-        resident().get().saturating_sub(before.get()) / 1024,
-    );
+    let opened =
+        cost(&mut || pool = Some(Pool::open(device.clone(), &PoolOptions::default()).unwrap()));
+    println!("opening it: {:.0} ms", opened.wall.as_secs_f64() * 1e3);
     let pool = pool.unwrap();
     let mut deletes = Vec::new();
     for n in 0..200.min(total / 2) {
         let name = format!("s{}", n * 2 + 1);
         deletes.push(cost(&mut || pool.delete_snapshot("disk", &name).unwrap()).wall);
     }
-    println!(
-        "{:44} {:9.0} {:9.0} {:9.0}",
-        format!("delete one of {total} snapshots"),
-        percentile(&mut deletes, 50),
-        percentile(&mut deletes, 99),
-        percentile(&mut deletes, 100),
-    );
+    row(&format!("delete one of {total} snapshots, the call"), &mut deletes);
 }
 
 /// The same random reads of disks that differ in how many snapshots or ancestors they have.

@@ -36,7 +36,7 @@ impl Core {
         }
         drop(commit);
         match haste {
-            Pace::Now => self.flush(),
+            Pace::Now => self.flush_for(false),
             Pace::Patient => self.flush_with_others(),
         }
     }

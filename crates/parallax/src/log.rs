@@ -57,6 +57,11 @@ impl Core {
     ///
     /// Whoever gets the lock first writes and syncs for all who wait behind it.
     pub(crate) fn flush(&self) -> Result<(), PoolError> {
+        self.flush_for(true)
+    }
+
+    /// The same, for a disk or for a change of the catalog.
+    pub(crate) fn flush_for(&self, disk: bool) -> Result<(), PoolError> {
         self.counters.flushes.add(1);
         self.refuse_if_poisoned()?;
         let target = self.gathering.count();
@@ -83,7 +88,7 @@ impl Core {
             log.durable = log.durable.max(batch);
             drop(log);
             self.durable.fetch_max(upto, Ordering::AcqRel);
-            self.syncs.end();
+            self.syncs.end(disk);
         }
         Ok(())
     }
@@ -100,7 +105,7 @@ impl Core {
                 break;
             }
         }
-        self.flush()
+        self.flush_for(false)
     }
 
     /// The device has everything that was written before the call. In the background, one of the flushes of disks

@@ -18,7 +18,7 @@ struct Counts {
     begun: u64,
     /// All up to this one are done.
     done: u64,
-    /// When a flush last had one.
+    /// When a disk's flush last had one.
     last: Option<Instant>,
     /// Who waits for a lock that a patient one may hold.
     hurried: usize,
@@ -41,11 +41,13 @@ impl Syncs {
         self.counts().begun += 1;
     }
 
-    /// The sync that began last is done.
-    pub(crate) fn end(&self) {
+    /// The sync that began last is done; was it a disk's?
+    pub(crate) fn end(&self, of_disk: bool) {
         let mut counts = self.counts();
         counts.done = counts.begun;
-        counts.last = Some(Instant::now());
+        if of_disk {
+            counts.last = Some(Instant::now());
+        }
         if counts.waiting > 0 {
             self.changed.notify_all();
         }
@@ -118,7 +120,7 @@ mod tests {
     fn only_a_sync_that_began_later_will_do() {
         let syncs = Syncs::default();
         syncs.begin();
-        syncs.end();
+        syncs.end(true);
         // Under way when it is asked for.
         syncs.begin();
         let asked = AtomicBool::new(false);
@@ -133,7 +135,7 @@ mod tests {
                 std::thread::yield_now();
             }
             drop(syncs.counts());
-            syncs.end();
+            syncs.end(true);
             // Whoever hurries ends the waiting; what was under way did not count.
             syncs.hurry();
             assert!(!waiter.join().unwrap());
