@@ -73,7 +73,7 @@ fn extents_end_at_the_heads_of_groups() {
     }
     let options = Options { free: ByteLen::mib(3), ..extents() };
     let free = plan(source.path(), &options).summary().free.get();
-    assert!(free >= 3 << 20 && free < 4 << 20, "{free}");
+    assert!((3 << 20..4 << 20).contains(&free), "{free}");
     let image = image(&plan(source.path(), &options), folder.path());
     let file = &reader::read_inodes(&ReadOnly(plan(source.path(), &options)))[&b"/dense"[..]];
     assert!(file.depth.is_some());

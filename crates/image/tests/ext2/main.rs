@@ -3,8 +3,10 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
 mod archives;
+mod everything;
 mod extents;
 mod extremes;
+mod faithful;
 mod listed;
 mod reader;
 mod round_trip;

@@ -58,7 +58,7 @@ pub(crate) fn same(plan: Plan, source: &Path) -> BTreeMap<Vec<u8>, File> {
     disk
 }
 
-fn set_time(path: &Path, seconds: i64, nanos: i64) {
+pub(crate) fn set_time(path: &Path, seconds: i64, nanos: i64) {
     let time = Timespec { tv_sec: seconds, tv_nsec: nanos };
     let times = Timestamps { last_access: time, last_modification: time };
     let flags = rustix::fs::AtFlags::SYMLINK_NOFOLLOW;
@@ -160,7 +160,7 @@ fn an_empty_inventory_is_an_empty_disk() {
     assert_eq!(reader::read(&ReadOnly(plan)).len(), 2, "the root and lost+found");
 }
 
-fn set(path: &Path, name: &str, value: &[u8]) -> bool {
+pub(crate) fn set(path: &Path, name: &str, value: &[u8]) -> bool {
     rustix::fs::lsetxattr(path, name, value, XattrFlags::empty()).is_ok()
 }
 
