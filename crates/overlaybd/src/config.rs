@@ -207,15 +207,17 @@ impl Image {
         folder: &Path,
         options: &OpenOptions,
     ) -> Result<Image, LayerError> {
-        let layers = config.lowers.iter().map(|lower| open_lower(lower, folder, options));
+        let layers = config.lowers.iter().map(|lower| lower.open(folder, options));
         let layers: Vec<Layer> = layers.collect::<Result<_, _>>()?;
+        let upper = config.upper.as_ref().map(|upper| upper.open(folder)).transpose()?;
+        Image::of(layers, upper)
+    }
+
+    /// An image of layers, the lowest first, and what is written above them.
+    pub fn of(layers: Vec<Layer>, upper: Option<Upper>) -> Result<Image, LayerError> {
         let stack = if layers.is_empty() { None } else { Some(Stack::new(layers)?) };
-        match (&config.upper, stack) {
-            (Some(upper), stack) => {
-                let index = folder.join(&upper.index);
-                let upper = Upper::open(&folder.join(&upper.data), Some(&index))?;
-                Ok(Image::Writable(Box::new(Writable::new(upper, stack)?)))
-            }
+        match (upper, stack) {
+            (Some(upper), stack) => Ok(Image::Writable(Box::new(Writable::new(upper, stack)?))),
             (None, Some(stack)) => Ok(Image::ReadOnly(ReadOnly(stack))),
             (None, None) => Err(LayerError::Refused("an image has a lower or an upper".to_owned())),
         }
@@ -238,33 +240,54 @@ impl Image {
     }
 }
 
-fn open_lower(
-    lower: &LowerConfig,
-    folder: &Path,
-    options: &OpenOptions,
-) -> Result<Layer, LayerError> {
-    let file = match lower {
-        LowerConfig::File(file) => folder.join(file),
-        LowerConfig::Folder { path, .. } => {
-            let dir = folder.join(path);
-            let found = LAYER_NAMES.iter().map(|name| dir.join(name)).find(|path| path.exists());
-            found.ok_or_else(|| LayerError::Unsupported {
-                name: dir.display().to_string(),
-                what: format!("none of {} is in it", LAYER_NAMES.join(", ")),
-            })?
+impl UpperConfig {
+    /// Opens the files that are written; relative paths count from `folder`.
+    pub fn open(&self, folder: &Path) -> Result<Upper, LayerError> {
+        Upper::open(&folder.join(&self.data), Some(&folder.join(&self.index)))
+    }
+}
+
+impl LowerConfig {
+    /// What is to be fetched, its digest and perhaps its size, where the layer is not in a file here.
+    pub fn blob(&self, folder: &Path) -> Option<(&str, Option<u64>)> {
+        match self {
+            LowerConfig::Folder { path, digest: Some(digest) } => {
+                in_folder(&folder.join(path)).is_none().then_some((digest.as_str(), None))
+            }
+            LowerConfig::Blob { digest, size } => Some((digest, *size)),
+            _ => None,
         }
-        LowerConfig::Blob { digest, .. } => {
-            return Err(LayerError::Unsupported {
-                name: digest.clone(),
-                what: "it is in a registry; pull it and give it as a file".to_owned(),
-            });
-        }
-        LowerConfig::OverTar { file, target } => {
-            let target = Input::open(&folder.join(target))?;
-            return Layer::open_over(Input::open(&folder.join(file))?, target, options);
-        }
-    };
-    Layer::open(Input::open(&file)?, options)
+    }
+
+    /// Opens a layer that is in a file here; relative paths count from `folder`.
+    pub fn open(&self, folder: &Path, options: &OpenOptions) -> Result<Layer, LayerError> {
+        let file = match self {
+            LowerConfig::File(file) => folder.join(file),
+            LowerConfig::Folder { path, .. } => {
+                let dir = folder.join(path);
+                in_folder(&dir).ok_or_else(|| LayerError::Unsupported {
+                    name: dir.display().to_string(),
+                    what: format!("none of {} is in it", LAYER_NAMES.join(", ")),
+                })?
+            }
+            LowerConfig::Blob { digest, .. } => {
+                return Err(LayerError::Unsupported {
+                    name: digest.clone(),
+                    what: "it is in a registry; pull it and give it as a file".to_owned(),
+                });
+            }
+            LowerConfig::OverTar { file, target } => {
+                let target = Input::open(&folder.join(target))?;
+                return Layer::open_over(Input::open(&folder.join(file))?, target, options);
+            }
+        };
+        Layer::open(Input::open(&file)?, options)
+    }
+}
+
+/// The layer in a folder.
+fn in_folder(dir: &Path) -> Option<PathBuf> {
+    LAYER_NAMES.iter().map(|name| dir.join(name)).find(|path| path.exists())
 }
 
 /// An error with its causes, in one line.

@@ -82,6 +82,11 @@ impl Input {
         }
     }
 
+    /// Says that what was read of a range is wrong; see [`BlockDevice::distrust`].
+    pub(crate) fn distrust(&self, at: u64, len: u64) -> bool {
+        self.device.distrust(ByteOffset::new(self.position(at)), ByteLen::new(len))
+    }
+
     /// A broken rule at a place of this input.
     pub(crate) fn damaged(&self, at: u64, rule: impl Into<String>) -> LayerError {
         LayerError::Damaged {

@@ -109,6 +109,11 @@ impl ZFile {
         self.header.checksums
     }
 
+    /// Whether CRCs cover all of it: header, jump table and blocks. Then no byte of it can be wrong unnoticed.
+    pub fn is_covered(&self) -> bool {
+        self.header.checksums && self.header.has_digest
+    }
+
     /// How many blocks there are.
     pub fn blocks(&self) -> u64 {
         self.header.content_size.div_ceil(self.block_bytes())
@@ -189,7 +194,10 @@ impl ZFile {
             for (len, block) in lens.iter().zip(next..) {
                 let (head, tail) = out.split_at_mut(self.len_of(block));
                 let bytes = &packed[within..within + *len as usize];
-                self.unpack_one(bytes, head).map_err(|rule| DeviceError::Damaged {
+                let unpacked = self.unpack_one(bytes, head);
+                let unpacked = unpacked
+                    .or_else(|rule| self.unpack_again(start + within as u64, *len, head, rule));
+                unpacked.map_err(|rule| DeviceError::Damaged {
                     at: ByteOffset::new(block * self.block_bytes()),
                     found: format!(
                         "{}, block {block} at byte {}: {rule}",
@@ -203,6 +211,17 @@ impl ZFile {
             next += run as u64;
         }
         Ok(())
+    }
+
+    /// Unpacks a block once more after it was wrong, if there is another copy of it.
+    fn unpack_again(&self, at: u64, len: u32, out: &mut [u8], rule: String) -> Result<(), String> {
+        let mut packed = vec![0; len as usize];
+        let mut outcome = Err(rule);
+        while outcome.is_err() && self.input.distrust(at, u64::from(len)) {
+            let read = self.input.read_at(at, &mut packed).map_err(|error| error.to_string());
+            outcome = read.and_then(|()| self.unpack_one(&packed, out));
+        }
+        outcome
     }
 
     fn unpack_one(&self, packed: &[u8], out: &mut [u8]) -> Result<(), String> {
