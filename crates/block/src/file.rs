@@ -12,6 +12,11 @@ use rustix::io::Errno;
 use crate::device::{buffers_len, check_range};
 use crate::{BlockDevice, ByteLen, ByteOffset, DeviceError, Extent, ExtentKind};
 
+/// Bytes that one call writes. What one call wrote the page cache may keep as one piece, of up to 2 MiB; of
+/// such a piece ext4 (Linux 6.16) looks at every block for each block that is written there later, which then takes
+/// 10 to 60 µs instead of 2. More calls cost nothing that could be measured.
+const WRITTEN_AT_ONCE: usize = 64 << 10;
+
 /// A raw file or block device. Reads and writes go through the host's page cache; a flush is
 /// `fdatasync`; a discard punches a hole where the filesystem can, and is forgotten where it cannot.
 #[derive(Debug)]
@@ -99,6 +104,32 @@ impl FileDevice {
         }
     }
 
+    /// Writes buffers with one call if that is possible.
+    fn write_together(
+        &self,
+        mut at: ByteOffset,
+        buffers: &[IoSlice<'_>],
+    ) -> Result<(), DeviceError> {
+        if buffers.len() > 1 {
+            let total = buffers_len(buffers).to_usize().unwrap_or(usize::MAX);
+            // The slow path below repairs a short one.
+            if let Ok(count) = rustix::io::pwritev(&self.file, buffers, at.get())
+                && count == total
+            {
+                return Ok(());
+            }
+        }
+        for buffer in buffers {
+            until_done(at, buffer.len(), |position, done| {
+                let upto = buffer.len().min(done + WRITTEN_AT_ONCE);
+                rustix::io::pwrite(&self.file, &buffer[done..upto], position)
+            })
+            .map_err(failed("write", at))?;
+            at = ByteOffset::new(at.get() + buffer.len() as u64);
+        }
+        Ok(())
+    }
+
     fn fallocate(
         &self,
         flags: FallocateFlags,
@@ -130,6 +161,16 @@ fn failed(act: &'static str, at: ByteOffset) -> impl Fn(io::Error) -> DeviceErro
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => DeviceError::NoSpace { at },
         _ => DeviceError::Io { act, at, source },
     }
+}
+
+/// How many of the first buffers one call writes: one at least, whatever its length.
+fn count_together(buffers: &[IoSlice<'_>]) -> usize {
+    let mut total = 0;
+    let fits = buffers.iter().take_while(|buffer| {
+        total += buffer.len();
+        total <= WRITTEN_AT_ONCE
+    });
+    fits.count().max(1)
 }
 
 /// Repeats a positional call until every byte of `total` went through: the kernel may do less.
@@ -188,21 +229,12 @@ impl BlockDevice for FileDevice {
     ) -> Result<(), DeviceError> {
         check_range(self.size(), at, buffers_len(buffers))?;
         self.refuse_writes()?;
-        let mut at = at;
-        if buffers.len() > 1 {
-            let total = buffers_len(buffers).to_usize().unwrap_or(usize::MAX);
-            if let Ok(count) = rustix::io::pwritev(&self.file, buffers, at.get())
-                && count == total
-            {
-                return Ok(());
-            }
-        }
-        for buffer in buffers {
-            until_done(at, buffer.len(), |position, done| {
-                rustix::io::pwrite(&self.file, &buffer[done..], position)
-            })
-            .map_err(failed("write", at))?;
-            at = ByteOffset::new(at.get() + buffer.len() as u64);
+        let (mut at, mut rest) = (at, buffers);
+        while !rest.is_empty() {
+            let (together, after) = rest.split_at(count_together(rest));
+            self.write_together(at, together)?;
+            at = ByteOffset::new(at.get() + buffers_len(together).get());
+            rest = after;
         }
         Ok(())
     }

@@ -1,7 +1,9 @@
 //! The devices that need no format keep the contract of `BlockDevice`.
 #![cfg(feature = "testing")]
 
-use kiln_block::testing::{Abilities, Act, CrashDisk, FaultDisk, conforms};
+use std::io::IoSlice;
+
+use kiln_block::testing::{Abilities, Act, CrashDisk, Dice, FaultDisk, conforms};
 use kiln_block::{
     BlockDevice, ByteLen, ByteOffset, DeviceError, ExtentKind, FileDevice, MemoryDevice, zeros,
 };
@@ -34,6 +36,25 @@ fn a_file_shows_its_holes() {
     device.discard(ByteOffset::new(4 << 20), ByteLen::kib(64)).unwrap();
     let extents = device.extents(ByteOffset::ZERO, ByteLen::mib(8)).unwrap();
     assert_eq!(extents.len(), 1, "a discard gives the space back: {extents:?}");
+}
+
+/// However its buffers are cut: calls write some of them together and others in pieces.
+#[test]
+fn a_long_write_is_whole() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("disk");
+    let disk = FileDevice::create(&path, ByteLen::mib(2)).unwrap();
+    let mut bytes = vec![0; 1 << 20];
+    Dice::seeded(1).fill(&mut bytes);
+    let mut rest = bytes.as_slice();
+    let mut buffers = Vec::new();
+    for len in [1, 65_535, 1, 65_536, 200_000, 0, 30_000, 30_000, 30_000, usize::MAX] {
+        let (buffer, after) = rest.split_at(len.min(rest.len()));
+        buffers.push(IoSlice::new(buffer));
+        rest = after;
+    }
+    disk.write_vectored_at(ByteOffset::new(4096), &buffers).unwrap();
+    assert!(std::fs::read(&path).unwrap()[4096..][..1 << 20] == bytes);
 }
 
 #[test]
