@@ -51,8 +51,8 @@ pub use reply::{
     DiskFigures, DiskStat, Kind, Node, PoolFigures, Range, Reply, Served, Snapshot, Space,
 };
 pub use request::{
-    BackingImage, Compression, Credentials, Format, Frontend, NewDisk, Partial, Progress, Request,
-    Serve, Stop,
+    BackingImage, Compression, Credentials, Format, Frontend, LayerCodec, LayerForm, NewDisk,
+    Partial, Progress, Request, Serve, Stop,
 };
 pub use store::{Start, Store};
 

@@ -148,6 +148,19 @@ pub enum Request {
         #[serde(default)]
         pipe: bool,
     },
+    /// Writes a disk or snapshot, or what changed since another snapshot of the same disk, as an overlaybd layer to the
+    /// empty file that comes with the request. Answer: [`Reply::Copied`](crate::Reply::Copied).
+    ExportLayer {
+        /// The disk or snapshot.
+        name: String,
+        /// The snapshot that the layer below holds.
+        #[serde(default)]
+        from: Option<String>,
+        /// What to call the file.
+        file: String,
+        /// How the layer is made.
+        form: LayerForm,
+    },
     /// Writes a snapshot, or what changed since another one of the same disk, as a stream to the file that comes with
     /// the request. Answer: [`Reply::Sent`](crate::Reply::Sent).
     Send {
@@ -256,6 +269,34 @@ pub enum Compression {
     Zstd,
     /// Deflate, for old readers.
     Deflate,
+}
+
+/// How an overlaybd layer is made.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LayerForm {
+    /// How it is compressed, if it is.
+    #[serde(default)]
+    pub compress: Option<LayerCodec>,
+    /// Whether it is wrapped in a tar.
+    #[serde(default)]
+    pub tar: bool,
+    /// Which layer it is.
+    #[serde(default)]
+    pub uuid: Option<String>,
+    /// The layer it lies on.
+    #[serde(default)]
+    pub parent: Option<String>,
+}
+
+/// How an overlaybd layer is compressed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum LayerCodec {
+    /// Fast.
+    Lz4,
+    /// Small.
+    Zstd,
 }
 
 /// A disk that was received in part.

@@ -4,6 +4,7 @@ pub mod contents;
 mod disks;
 mod files;
 mod images;
+mod layers;
 mod pipe;
 mod streams;
 
@@ -77,6 +78,9 @@ pub fn operate(
         Request::Export { name, format, file: path, compress, pipe } => {
             let how = images::How { format, compress, pipe };
             images::export(pool, &name, how, (file()?, &path), on_progress, stop)?
+        }
+        Request::ExportLayer { name, from, file: path, form } => {
+            layers::export(pool, (&name, from.as_deref()), &form, (file()?, &path), stop)?
         }
         Request::Send { disk, snapshot, from, compress, resume, file: path } => {
             let what = streams::What { from, compress, resume };
