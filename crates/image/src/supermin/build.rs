@@ -11,7 +11,7 @@ use super::input::Appliance;
 use super::output::{Locked, Output, lies_in};
 use super::record::{self, Seen};
 use super::root::{self, Contents};
-use super::{Bootable, BuildRequest, Built, Format, SuperminError};
+use super::{Bootable, BuildRequest, Built, Format, SuperminError, direct};
 use crate::cache::modified_from_environment;
 use crate::ext2::{Options, Plan, Time};
 use crate::inventory::{Stamp, feed_bytes};
@@ -86,8 +86,9 @@ pub fn build(request: &BuildRequest, tell: &mut dyn FnMut(&str)) -> Result<Built
             };
             let plan = Plan::new(tree, &options)?;
             tell("ext2: writing the root disk");
-            let image = create(&output.path().join("root"))?;
-            plan.write(&image)?;
+            // What the plan says is the cause; that a disk could not be read adds nothing.
+            let unreadable = |error: kiln_block::DeviceError| SuperminError::Unreadable(error);
+            direct::write_disk(&plan, &output.path().join("root"), &unreadable)?;
             tell(&format!("ext2: {} modules in the initrd", drivers.modules));
             drivers.write(&output.path().join("initrd"), seconds)?;
             place_kernel(&kernel, bootable, &output.path().join("kernel"))?;
@@ -113,10 +114,6 @@ pub fn build(request: &BuildRequest, tell: &mut dyn FnMut(&str)) -> Result<Built
 /// What is built from now on is at least as new as what was seen.
 fn settle(seen: &mut Seen) -> Result<(), SuperminError> {
     seen.settle().map_err(|error| SuperminError::host("look at", Path::new("the inputs"), error))
-}
-
-fn create(path: &Path) -> Result<fs::File, SuperminError> {
-    fs::File::create_new(path).map_err(|error| SuperminError::host("write", path, error))
 }
 
 /// What tells one request from another, apart from what is in the files.
@@ -252,6 +249,6 @@ fn place_kernel(kernel: &Kernel, bootable: &Bootable, place: &Path) -> Result<()
         return std::os::unix::fs::symlink(&kernel.image, place).map_err(failed);
     }
     let boot = kernel.boot_file(&bootable.kernels)?;
-    fs::copy(boot.path(), place).map_err(failed)?;
+    direct::copy_file(boot.path(), place)?;
     fs::set_permissions(place, fs::Permissions::from_mode(0o644)).map_err(failed)
 }

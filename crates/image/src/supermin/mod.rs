@@ -5,6 +5,7 @@
 //! that what it made before is still right.
 
 mod build;
+mod direct;
 mod drivers;
 mod glob;
 mod input;
@@ -149,6 +150,9 @@ pub enum SuperminError {
     /// The root disk cannot be made.
     #[error(transparent)]
     Root(#[from] Ext2Error),
+    /// What the root disk is to hold cannot be read.
+    #[error(transparent)]
+    Unreadable(kiln_block::DeviceError),
     /// The initramfs cannot be made.
     #[error(transparent)]
     Initramfs(#[from] InitramfsError),
