@@ -6,6 +6,8 @@
 //! Crash rule of a log: entries of its index are held back until a flush has synced the data they
 //! speak of, then they are appended and synced. A power cut leaves a prefix of the index, whose data is
 //! there. Entries are 16 bytes at multiples of 16, so none is torn by a sector.
+//!
+//! The files are locked as long as they are open, so an upper has one writer.
 
 mod log;
 mod map;
@@ -17,6 +19,8 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use kiln_block::{ByteOffset, DeviceError};
+use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
 
 pub(crate) use self::log::Log;
 pub(crate) use self::sparse::{BLOCK as SPARSE_BLOCK, Sparse};
@@ -214,12 +218,31 @@ fn header_of(new: &NewUpper, kind: Kind) -> Result<Header, LayerError> {
 fn create(path: &Path) -> Result<File, LayerError> {
     let name = path.display().to_string();
     let mut options = FileOptions::new();
-    options.read(true).write(true).create_new(true).open(path).map_err(failed("create", &name))
+    let file = options.read(true).write(true).create_new(true).open(path);
+    let file = file.map_err(failed("create", &name))?;
+    lock(&file, &name)?;
+    Ok(file)
 }
 
 fn open(path: &Path) -> Result<File, LayerError> {
     let name = path.display().to_string();
-    FileOptions::new().read(true).write(true).open(path).map_err(failed("open", &name))
+    let file = FileOptions::new().read(true).write(true).open(path);
+    let file = file.map_err(failed("open", &name))?;
+    lock(&file, &name)?;
+    Ok(file)
+}
+
+/// Two writers would append over each other. The lock goes with the file, so a killed writer leaves none.
+fn lock(file: &File, name: &str) -> Result<(), LayerError> {
+    match flock(file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(()),
+        Err(Errno::WOULDBLOCK) => Err(LayerError::Refused(format!(
+            "{name} is an upper that is being written; unmount it or wait for who writes it"
+        ))),
+        // A file system without locks has one user at a time as far as anybody can tell.
+        Err(Errno::NOTSUP | Errno::NOLCK) => Ok(()),
+        Err(errno) => Err(failed("lock", name)(errno.into())),
+    }
 }
 
 fn read_header(file: &File, name: &str) -> Result<Header, LayerError> {

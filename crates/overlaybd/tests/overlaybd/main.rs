@@ -7,5 +7,6 @@ mod damage;
 mod files;
 mod golden;
 mod model;
+mod traces;
 mod uppers;
 mod written;

@@ -41,10 +41,32 @@ fn a_log_that_others_padded_reads_the_same() {
     );
     let index = log.folder.path().join("padded");
     std::fs::write(&index, kept("f_rw/loggc.idx")).unwrap();
-    let upper = Upper::open(&log.folder.path().join("data"), Some(&index)).unwrap();
+    let Log { folder, disk, .. } = log;
+    drop(disk);
+    let upper = Upper::open(&folder.path().join("data"), Some(&index)).unwrap();
     let disk = Writable::new(upper, None).unwrap();
     let wanted = "560b2ef675062743a80d7accbd79742dd76260a14cc53b9271e770d22ccd6a35";
     assert_eq!(sha256(&whole(&disk)), wanted);
+}
+
+#[test]
+fn an_upper_has_one_writer() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    let first = Upper::create_log(&path("data"), &path("idx"), &one_mib()).unwrap();
+    let told = Upper::open(&path("data"), Some(&path("idx"))).unwrap_err().to_string();
+    assert!(told.contains("data is an upper that is being written"), "{told}");
+    drop(first);
+    let again = Upper::open(&path("data"), Some(&path("idx"))).unwrap();
+    // The index alone must not be another upper's either.
+    std::fs::copy(path("data"), path("other")).unwrap();
+    let told = Upper::open(&path("other"), Some(&path("idx"))).unwrap_err().to_string();
+    assert!(told.contains("idx is an upper that is being written"), "{told}");
+    drop(again);
+    let sparse = Upper::create_sparse(&path("sparse"), &one_mib()).unwrap();
+    assert!(Upper::open(&path("sparse"), None).is_err());
+    drop(sparse);
+    Upper::open(&path("sparse"), None).unwrap();
 }
 
 #[test]
