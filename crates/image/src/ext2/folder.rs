@@ -138,7 +138,7 @@ impl Unpacking<'_> {
         let is_link = matches!(node.kind, Kind::Symlink(_));
         let owner = std::os::unix::fs::lchown(path, Some(node.uid), Some(node.gid));
         self.allowed(owner, path)?;
-        for xattr in &node.xattrs {
+        for xattr in &*node.xattrs {
             let Some((name, value)) = xattr.for_host() else {
                 self.done.left_out += 1;
                 continue;

@@ -300,9 +300,10 @@ impl Numbered {
         let mut numbered = Numbered {
             numbers: vec![0; tree.nodes.len()],
             links: vec![0; tree.nodes.len()],
-            order: vec![NodeId::ROOT],
+            order: Vec::with_capacity(tree.nodes.len()),
             folders: Vec::new(),
         };
+        numbered.order.push(NodeId::ROOT);
         numbered.numbers[NodeId::ROOT.index()] = 2;
         numbered.links[NodeId::ROOT.index()] = 2;
         if let Some(lost) = tree.child(NodeId::ROOT, b"lost+found") {
@@ -641,7 +642,7 @@ fn check(tree: &Tree, id: NodeId) -> Result<(), Ext2Error> {
 /// Makes room for more bytes without the half that growing by doubling leaves empty.
 pub(super) fn make_room(bytes: &mut Vec<u8>, more: usize) {
     if bytes.capacity() - bytes.len() < more {
-        bytes.reserve_exact(more.max(bytes.len() / 64));
+        bytes.reserve_exact(more.max(bytes.len() / 256));
     }
 }
 

@@ -15,7 +15,7 @@ use super::error::Ext2Error;
 use super::host_files::{is_gone, open_plainly, wait_out};
 use super::mapping::Run;
 use super::tree::{Data, Kind, Node, NodeId, Runs, Time, Tree};
-use super::xattr::Xattr;
+use super::xattr::{Xattr, Xattrs};
 use super::{BLOCK, mapping};
 use crate::closure::host;
 use crate::inventory::{Content, Entry, GuestPath, Inventory, Node as InventoryNode, Stamp};
@@ -187,7 +187,7 @@ impl Tree {
             }
             let node = Node {
                 permissions: low16(entry.permissions & 0o7777),
-                xattrs: found.into_iter().collect(),
+                xattrs: found.into_iter().collect::<Vec<Xattr>>().into(),
                 kind,
                 ..Node::directory(0, modified)
             };
@@ -230,7 +230,7 @@ fn identity(meta: &Metadata) -> (u64, u64, u32) {
     (meta.dev(), meta.ino(), meta.mode())
 }
 
-fn attributes(meta: &Metadata, xattrs: Box<[Xattr]>, kind: Kind) -> Node {
+fn attributes(meta: &Metadata, xattrs: Xattrs, kind: Kind) -> Node {
     Node {
         permissions: low16(meta.mode() & 0o7777),
         uid: meta.uid(),
@@ -306,9 +306,9 @@ impl XattrReader {
         XattrReader { names: vec![0; LONGEST_XATTR], value: vec![0; LONGEST_XATTR] }
     }
 
-    fn read(&mut self, path: &Path, notes: &mut Vec<String>) -> Result<Box<[Xattr]>, Ext2Error> {
+    fn read(&mut self, path: &Path, notes: &mut Vec<String>) -> Result<Xattrs, Ext2Error> {
         let count = match rustix::fs::llistxattr(path, self.names.as_mut_slice()) {
-            Ok(0) | Err(Errno::OPNOTSUPP) => return Ok(Box::default()),
+            Ok(0) | Err(Errno::OPNOTSUPP) => return Ok(Xattrs::default()),
             Ok(count) => count,
             Err(errno) => return Err(failed("read the attributes of", path)(errno.into())),
         };

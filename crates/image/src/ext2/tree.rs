@@ -8,7 +8,7 @@ use super::archives::Archives;
 use super::encode::{count32, index};
 use super::host_files::HostFiles;
 use super::mapping::Run;
-use super::xattr::Xattr;
+use super::xattr::Xattrs;
 use crate::inventory::GuestPath;
 
 /// A point in time.
@@ -46,11 +46,11 @@ pub(super) struct Node {
     /// The time's parts, which as a [`Time`] would take more room. There are as many of these as files.
     pub(super) nanos: u32,
     pub(super) seconds: i64,
-    pub(super) xattrs: Box<[Xattr]>,
+    pub(super) xattrs: Xattrs,
     pub(super) kind: Kind,
 }
 
-const _: () = assert!(size_of::<Node>() <= 64);
+const _: () = assert!(size_of::<Node>() <= 56);
 
 /// What a directory holds, by name.
 #[derive(Debug, Default)]
@@ -101,7 +101,7 @@ impl NodeId {
 impl Node {
     pub(super) fn directory(permissions: u16, modified: Time) -> Node {
         let kind = Kind::Directory(Box::default());
-        Node { permissions, uid: 0, gid: 0, nanos: 0, seconds: 0, xattrs: Box::default(), kind }
+        Node { permissions, uid: 0, gid: 0, nanos: 0, seconds: 0, xattrs: Xattrs::default(), kind }
             .modified_at(modified)
     }
 

@@ -10,6 +10,8 @@
 //! |     12 |    4 | hash        | of name and value; 0 in an inode                   |
 //! |     16 |    … | name        | without its prefix, up to a multiple of four       |
 
+use std::ops::Deref;
+
 use super::BLOCK_LEN;
 use super::encode::{count32, low16, put16, put32};
 
@@ -31,6 +33,27 @@ pub(super) struct Xattr {
     name_len: u8,
     name: Box<[u8]>,
     value: Box<[u8]>,
+}
+
+/// The attributes of a file. Most have none, so that takes as little room as can be.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Xattrs(Option<Box<Several>>);
+
+#[derive(Clone, Debug)]
+struct Several(Box<[Xattr]>);
+
+impl From<Vec<Xattr>> for Xattrs {
+    fn from(all: Vec<Xattr>) -> Xattrs {
+        Xattrs((!all.is_empty()).then(|| Box::new(Several(all.into()))))
+    }
+}
+
+impl Deref for Xattrs {
+    type Target = [Xattr];
+
+    fn deref(&self) -> &[Xattr] {
+        self.0.as_ref().map_or(&[], |several| &several.0)
+    }
 }
 
 /// Where a set of attributes goes.
