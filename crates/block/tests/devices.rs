@@ -3,7 +3,7 @@
 
 use std::io::IoSlice;
 
-use kiln_block::testing::{Abilities, Act, CrashDisk, Dice, FaultDisk, conforms};
+use kiln_block::testing::{Abilities, Act, CrashDisk, Dice, FaultDisk, GateDisk, conforms};
 use kiln_block::{
     BlockDevice, ByteLen, ByteOffset, DeviceError, ExtentKind, FileDevice, MemoryDevice, zeros,
 };
@@ -15,6 +15,7 @@ fn memory_file_and_test_disks_conform() {
     conforms(&MemoryDevice::new(ByteLen::new((3 << 20) + 513)), ANY);
     conforms(&CrashDisk::new(ByteLen::mib(1)), ANY);
     conforms(&FaultDisk::new(MemoryDevice::new(ByteLen::mib(2))), ANY);
+    conforms(&GateDisk::new(MemoryDevice::new(ByteLen::mib(2)), |_, _| true), ANY);
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("disk");
     conforms(&FileDevice::create(&path, ByteLen::mib(2)).unwrap(), ANY);

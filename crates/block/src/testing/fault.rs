@@ -17,6 +17,8 @@ pub enum Act {
     Grow,
     /// Flushes.
     Flush,
+    /// What makes writes outlive the process.
+    Settle,
 }
 
 /// The fault that waits: which call, counted per act from 0, and with which error.
@@ -38,6 +40,7 @@ pub struct FaultDisk<D> {
     writes: AtomicU64,
     growths: AtomicU64,
     flushes: AtomicU64,
+    settles: AtomicU64,
     fault: Mutex<Option<Fault>>,
 }
 
@@ -50,6 +53,7 @@ impl<D: BlockDevice> FaultDisk<D> {
             writes: AtomicU64::new(0),
             growths: AtomicU64::new(0),
             flushes: AtomicU64::new(0),
+            settles: AtomicU64::new(0),
             fault: Mutex::new(None),
         }
     }
@@ -83,6 +87,7 @@ impl<D: BlockDevice> FaultDisk<D> {
             Act::Write => &self.writes,
             Act::Grow => &self.growths,
             Act::Flush => &self.flushes,
+            Act::Settle => &self.settles,
         }
     }
 
@@ -103,6 +108,7 @@ impl<D: BlockDevice> FaultDisk<D> {
                     Act::Write => "write",
                     Act::Grow => "grow",
                     Act::Flush => "flush",
+                    Act::Settle => "settle",
                 };
                 Err(DeviceError::Io { act, at, source })
             }
@@ -164,6 +170,7 @@ impl<D: BlockDevice> BlockDevice for FaultDisk<D> {
     }
 
     fn settle(&self) -> Result<(), DeviceError> {
+        self.strike(Act::Settle, ByteOffset::ZERO)?;
         self.inner.settle()
     }
 

@@ -1,12 +1,14 @@
-//! Disks for tests: the suite every implementation passes, and disks that fail and crash on purpose.
+//! Disks for tests: the suite every implementation passes, and disks that fail, crash and wait on purpose.
 
 mod conformance;
 mod crash;
 mod fault;
+mod gate;
 
 pub use conformance::{Abilities, conforms};
 pub use crash::{CrashDisk, SECTOR};
 pub use fault::{Act, FaultDisk};
+pub use gate::GateDisk;
 
 /// Repeatable pseudo-random numbers (xorshift64*), so that a failing case can be run again.
 #[derive(Debug, Clone)]
