@@ -32,6 +32,13 @@ impl Pace {
         let mean = self.mean.load(Ordering::Relaxed);
         self.mean.store(mean - mean / 8 + took / 8, Ordering::Relaxed);
     }
+
+    /// Something of another kind was done: how long this kind took loses weight, for who waits on account of it
+    /// finds out no more.
+    pub(crate) fn fade(&self) {
+        let mean = self.mean.load(Ordering::Relaxed);
+        self.mean.store(mean - mean / 64, Ordering::Relaxed);
+    }
 }
 
 fn nanoseconds(time: Duration) -> u64 {
@@ -55,5 +62,22 @@ mod tests {
             pace.note(Duration::from_micros(2));
         }
         assert!(pace.is_brisk(), "and speed is noticed, too");
+    }
+
+    /// Or writes would be carried out with the care that reads needed an hour ago.
+    #[test]
+    fn the_slowness_of_what_nobody_asks_for_any_more_is_forgotten() {
+        let pace = Pace::of(Duration::from_micros(50));
+        for _ in 0..100 {
+            pace.note(Duration::from_secs(1));
+        }
+        for _ in 0..10 {
+            pace.fade();
+        }
+        assert!(!pace.is_brisk(), "but not at once");
+        for _ in 0..90 {
+            pace.fade();
+        }
+        assert!(pace.is_brisk());
     }
 }

@@ -39,9 +39,10 @@ pub(crate) struct Disk {
     serial: [u8; SERIAL_LEN],
     /// Whether a write may be told to be done before it is durable.
     cache_is_volatile: AtomicBool,
-    pub(crate) reads: Pace,
-    pub(crate) writes: Pace,
+    reads: Pace,
+    writes: Pace,
     pub(crate) flushes: Pace,
+    pub(crate) settles: Pace,
 }
 
 /// Guest memory, and where to note what is written to it.
@@ -51,18 +52,19 @@ pub(crate) struct Memory {
     pub(crate) dirty: Option<Arc<DirtyLog>>,
 }
 
-/// A request that was carried out.
-#[derive(Clone, Copy, Debug)]
+/// A request that was carried out; by default one whose chain cannot be understood, which gets nothing but its
+/// way back.
+#[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Done {
     /// Where the status goes; `None` where the guest left no room for one.
     status_at: Option<Piece>,
     status: u8,
     /// Bytes written into the guest's memory besides.
-    written: u32,
+    pub(crate) written: u32,
     /// It is done once the disk was flushed.
     pub(crate) needs_flush: bool,
-    /// It changed the disk.
-    pub(crate) wrote: bool,
+    /// It changed the disk, which a kill of this process could still undo.
+    pub(crate) unsettled: bool,
 }
 
 impl Memory {
@@ -144,6 +146,7 @@ impl Disk {
             reads: Pace::of(BRIEF_READ),
             writes: Pace::of(BRIEF_WRITE),
             flushes: Pace::of(BRIEF_READ),
+            settles: Pace::of(BRIEF_WRITE),
         }
     }
 
@@ -168,30 +171,16 @@ impl Disk {
         durable: bool,
     ) -> Done {
         let Some((status_at, room)) = split_status(chain.writable()) else {
-            return Done {
-                status_at: None,
-                status: 0,
-                written: 0,
-                needs_flush: false,
-                wrote: false,
-            };
+            return Done::default();
         };
-        let mut done = Done {
-            status_at: Some(status_at),
-            status: 0,
-            written: 0,
-            needs_flush: false,
-            wrote: false,
-        };
+        let mut done = Done { status_at: Some(status_at), ..Done::default() };
         let mut request = Request { chain, memory, buffer, room, done: &mut done };
         let result = self.request(&mut request, durable);
-        let status = match result {
+        done.status = status(match result {
             Ok(()) => VIRTIO_BLK_S_OK,
             Err(Refused::Error) => VIRTIO_BLK_S_IOERR,
             Err(Refused::Unsupported) => VIRTIO_BLK_S_UNSUPP,
-        };
-        // All three are below 256.
-        done.status = u8::try_from(status).unwrap_or(u8::MAX);
+        });
         done.needs_flush &= result.is_ok();
         done
     }
@@ -204,10 +193,18 @@ impl Disk {
         result.is_ok()
     }
 
-    /// Makes what was written outlive this process: the guest does, and connects to the next one.
-    pub(crate) fn settle(&self) {
-        // After a failure the disk refuses whatever comes next, so the guest hears of it.
-        let _ = self.export.device().settle();
+    /// Makes what was written outlive this process: the guest does, and connects to the next one. Writes that were
+    /// not settled fail together.
+    pub(crate) fn settle(&self) -> bool {
+        let started = Instant::now();
+        let result = self.export.device().settle();
+        self.settles.note(started.elapsed());
+        result.is_ok()
+    }
+
+    /// Whether whoever carries out the next request can be expected to be back soon.
+    pub(crate) fn is_brisk(&self) -> bool {
+        self.reads.is_brisk() && self.writes.is_brisk()
     }
 
     fn request(&self, request: &mut Request<'_>, durable: bool) -> Result<(), Refused> {
@@ -217,14 +214,16 @@ impl Disk {
                 let started = Instant::now();
                 let result = self.read(request, header.sector);
                 self.reads.note(started.elapsed());
+                self.writes.fade();
                 result
             }
             VIRTIO_BLK_T_OUT => {
                 let started = Instant::now();
                 let result = self.write(request, header.sector);
                 self.writes.note(started.elapsed());
+                self.reads.fade();
                 request.done.needs_flush = durable;
-                request.done.wrote = true;
+                request.done.unsettled = true;
                 result
             }
             VIRTIO_BLK_T_FLUSH => {
@@ -238,7 +237,7 @@ impl Disk {
             }
             VIRTIO_BLK_T_DISCARD | VIRTIO_BLK_T_WRITE_ZEROES => {
                 self.refuse_when_read_only()?;
-                request.done.wrote = true;
+                request.done.unsettled = true;
                 self.clear(request, header.kind == VIRTIO_BLK_T_DISCARD)?;
                 request.done.needs_flush = durable;
                 Ok(())
@@ -327,16 +326,19 @@ impl Disk {
 }
 
 impl Done {
-    /// What a chain gets that cannot be understood: nothing but its way back.
-    pub(crate) fn malformed() -> Done {
-        Done { status_at: None, status: 0, written: 0, needs_flush: false, wrote: false }
+    /// What was written has been settled, or never will be.
+    pub(crate) fn settle(&mut self, settled: bool) {
+        if std::mem::take(&mut self.unsettled) && !settled {
+            self.status = status(VIRTIO_BLK_S_IOERR);
+            self.needs_flush = false;
+        }
     }
 
     /// Tells the guest how it went, and returns how much was written for the used ring.
     pub(crate) fn tell(&self, memory: &Memory, flushed: bool) -> u32 {
         let Some(status_at) = self.status_at else { return 0 };
-        let failed = u8::try_from(VIRTIO_BLK_S_IOERR).unwrap_or(u8::MAX);
-        let status = if self.needs_flush && !flushed { failed } else { self.status };
+        let failed = self.needs_flush && !flushed;
+        let status = if failed { status(VIRTIO_BLK_S_IOERR) } else { self.status };
         // The address was looked at when the chain was read, and the mapping is the same.
         let _ = memory.scatter(&[status_at], 0, &[status]);
         self.written.saturating_add(1)
@@ -383,6 +385,11 @@ impl Request<'_> {
             .gather(self.chain.readable(), skip, &mut self.buffer[..len])
             .ok_or(Refused::Error)
     }
+}
+
+/// A status as the guest reads it; all of them are below 256.
+fn status(status: u32) -> u8 {
+    u8::try_from(status).unwrap_or(u8::MAX)
 }
 
 /// The last writable byte, where the status goes, and how many come before it.

@@ -160,7 +160,7 @@ impl Engine {
             let lead = self.lead.lock().unwrap_or_else(PoisonError::into_inner);
             self.waiting.fetch_sub(1, Ordering::SeqCst);
             let mut lead = Some(lead);
-            let brisk = self.disk.reads.is_brisk() && self.disk.writes.is_brisk();
+            let brisk = self.disk.is_brisk();
             if !self.take(if brisk { BATCH } else { 1 }, &mut heads) {
                 return;
             }
@@ -170,6 +170,9 @@ impl Engine {
             loop {
                 for head in heads.drain(..) {
                     self.carry_out(head, &mut chain, &mut buffer, &mut work);
+                    if work.bytes >= BATCH_BYTES {
+                        self.give_back(&mut work, &mut lead);
+                    }
                 }
                 let full = work.finished.len() + work.unflushed.len() >= BATCH;
                 if full || lead.is_none() || !work.unflushed.is_empty() || !company.expected(&self)
@@ -178,17 +181,14 @@ impl Engine {
                 }
                 self.ring().take(BATCH - work.finished.len(), &mut heads);
             }
-            self.give_back(&mut work);
+            self.give_back(&mut work, &mut lead);
             if !work.unflushed.is_empty() {
                 if !self.disk.flushes.is_brisk() {
                     self.pass_on(&mut lead);
                 }
                 // One flush is enough for all: whatever they cover was done before it begins.
                 let flushed = self.disk.flush();
-                for (head, done) in work.unflushed.drain(..) {
-                    work.finished.push((head, done.tell(&self.memory, flushed)));
-                }
-                self.give_back(&mut work);
+                self.tell(&mut work.unflushed, &mut work.told, flushed);
             }
         }
     }
@@ -198,29 +198,33 @@ impl Engine {
         let (table, size) = self.table;
         let done = match chain.fill(&self.memory.guest, table, size, head) {
             Ok(()) => self.disk.carry_out(chain, &self.memory, buffer, durable),
-            Err(_) => Done::malformed(),
+            Err(_) => Done::default(),
         };
-        work.unsettled |= done.wrote;
-        if done.needs_flush {
-            work.unflushed.push((head, done));
-            return;
-        }
-        let written = done.tell(&self.memory, true);
-        work.finished.push((head, written));
-        work.bytes += u64::from(written);
-        if work.bytes >= BATCH_BYTES {
-            self.give_back(work);
-        }
+        work.bytes += u64::from(done.written);
+        let list = if done.needs_flush { &mut work.unflushed } else { &mut work.finished };
+        list.push((head, done));
     }
 
-    fn give_back(&self, work: &mut Work) {
+    /// Gives back what needs no flush. Whatever was written is settled first, or has failed.
+    fn give_back(self: &Arc<Self>, work: &mut Work, lead: &mut Option<MutexGuard<'_, ()>>) {
         work.bytes = 0;
-        if std::mem::take(&mut work.unsettled) {
-            self.disk.settle();
+        if work.all().any(|done| done.unsettled) {
+            if !self.disk.settles.is_brisk() {
+                self.pass_on(lead);
+            }
+            let settled = self.disk.settle();
+            work.all().for_each(|done| done.settle(settled));
         }
-        if !work.finished.is_empty() {
-            self.ring().give_back(&work.finished);
-            work.finished.clear();
+        self.tell(&mut work.finished, &mut work.told, true);
+    }
+
+    fn tell(&self, finished: &mut Vec<(u16, Done)>, told: &mut Vec<(u16, u32)>, flushed: bool) {
+        told.extend(
+            finished.drain(..).map(|(head, done)| (head, done.tell(&self.memory, flushed))),
+        );
+        if !told.is_empty() {
+            self.ring().give_back(told);
+            told.clear();
         }
     }
 
@@ -303,9 +307,17 @@ impl Company {
 /// What a thread did and has not given back.
 #[derive(Debug, Default)]
 struct Work {
-    finished: Vec<(u16, u32)>,
+    finished: Vec<(u16, Done)>,
+    /// Done once the disk was flushed.
     unflushed: Vec<(u16, Done)>,
+    /// Bytes that all of it wrote into the guest's memory.
     bytes: u64,
-    /// Something was written that a kill of this process could still undo.
-    unsettled: bool,
+    /// Kept, so that giving back costs no allocation.
+    told: Vec<(u16, u32)>,
+}
+
+impl Work {
+    fn all(&mut self) -> impl Iterator<Item = &mut Done> {
+        self.finished.iter_mut().chain(&mut self.unflushed).map(|(_, done)| done)
+    }
 }

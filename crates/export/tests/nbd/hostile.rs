@@ -8,7 +8,7 @@ use kiln_block::{ByteLen, MemoryDevice};
 use kiln_export::nbd::Server;
 
 use crate::client::*;
-use crate::gate::{Gate, SLOW};
+use crate::gate::{self, SLOW};
 use crate::sockets::socket_folder;
 
 fn memory() -> Arc<MemoryDevice> {
@@ -132,7 +132,7 @@ fn a_client_that_does_not_listen_stalls_only_itself() {
     let folder = socket_folder();
     let path = folder.path().join("s");
     let address = format!("unix:{}", path.display()).parse().unwrap();
-    let gate = Arc::new(Gate::shut(ByteLen::mib(64)));
+    let gate = gate::shut(ByteLen::mib(64));
     let server = Server::start(&address, one(gate.clone())).unwrap();
     let mut deaf = Client::connect(&path).choose(false);
     // Far more than any socket holds; it waits for memory and for the client to listen.

@@ -1,22 +1,19 @@
 //! Many requests at once, on one connection and on several, and stopping in the middle.
 
-use std::io::{IoSlice, IoSliceMut};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex};
-use std::thread::ThreadId;
+use std::sync::Arc;
 use std::time::Duration;
 
-use kiln_block::testing::{CrashDisk, Dice};
-use kiln_block::{BlockDevice, ByteLen, ByteOffset, DeviceError, MemoryDevice};
+use kiln_block::testing::{Act, CrashDisk, Dice};
+use kiln_block::{BlockDevice, ByteLen, ByteOffset, MemoryDevice};
 use kiln_export::nbd::Server;
 
 use crate::client::*;
-use crate::gate::{Gate, SLOW};
+use crate::gate::{self, SLOW};
 use crate::sockets::socket_folder;
 
 #[test]
 fn reads_overtake_a_flush_that_takes_its_time() {
-    let gate = Arc::new(Gate::shut(ByteLen::mib(1)));
+    let gate = gate::shut(ByteLen::mib(1));
     let mut client = Client::with_disk(&one(gate.clone()), false);
     client.request(FLUSH, 0, 1, 0, 0);
     gate.until_waiting(1);
@@ -31,7 +28,7 @@ fn reads_overtake_a_flush_that_takes_its_time() {
 
 #[test]
 fn sixteen_requests_wait_for_the_disk_at_once() {
-    let gate = Arc::new(Gate::shut(ByteLen::mib(1)));
+    let gate = gate::shut(ByteLen::mib(1));
     let mut client = Client::with_disk(&one(gate.clone()), false);
     for cookie in 0..24 {
         client.request(if cookie % 2 == 0 { FLUSH } else { CACHE }, 0, cookie, SLOW, 512);
@@ -123,7 +120,7 @@ fn a_flush_on_one_connection_covers_writes_on_all() {
 fn stopping_answers_what_was_received_and_takes_the_socket_away() {
     let folder = socket_folder();
     let path = folder.path().join("s");
-    let gate = Arc::new(Gate::shut(ByteLen::mib(1)));
+    let gate = gate::shut(ByteLen::mib(1));
     let address = format!("unix:{}", path.display()).parse().unwrap();
     let server = Server::start(&address, one(gate.clone())).unwrap();
     let mut client = Client::connect(&path).choose(false);
@@ -147,7 +144,7 @@ fn stopping_answers_what_was_received_and_takes_the_socket_away() {
 fn a_client_in_the_way_of_stopping_is_hung_up_on() {
     let folder = socket_folder();
     let path = folder.path().join("s");
-    let gate = Arc::new(Gate::shut(ByteLen::mib(1)));
+    let gate = gate::shut(ByteLen::mib(1));
     let address = format!("unix:{}", path.display()).parse().unwrap();
     let server = Server::start(&address, one(gate.clone())).unwrap();
     let mut client = Client::connect(&path).choose(false);
@@ -173,75 +170,22 @@ fn idle_clients_do_not_hold_up_stopping() {
     idle.cut_off();
 }
 
-/// A disk that remembers which thread flushed it, and whose flushes can be made to wait for a read.
-struct Attended {
-    inner: MemoryDevice,
-    flushed_by: Mutex<Vec<ThreadId>>,
-    waits: AtomicBool,
-    reads: (Mutex<u32>, Condvar),
-}
-
-impl BlockDevice for Attended {
-    fn size(&self) -> ByteLen {
-        self.inner.size()
-    }
-
-    fn read_vectored_at(
-        &self,
-        at: ByteOffset,
-        buffers: &mut [IoSliceMut<'_>],
-    ) -> Result<(), DeviceError> {
-        *self.reads.0.lock().unwrap() += 1;
-        self.reads.1.notify_all();
-        self.inner.read_vectored_at(at, buffers)
-    }
-
-    fn write_vectored_at(
-        &self,
-        at: ByteOffset,
-        buffers: &[IoSlice<'_>],
-    ) -> Result<(), DeviceError> {
-        self.inner.write_vectored_at(at, buffers)
-    }
-
-    fn discard(&self, at: ByteOffset, len: ByteLen) -> Result<(), DeviceError> {
-        self.inner.discard(at, len)
-    }
-
-    fn write_zeroes(&self, at: ByteOffset, len: ByteLen, keep: bool) -> Result<(), DeviceError> {
-        self.inner.write_zeroes(at, len, keep)
-    }
-
-    fn flush(&self) -> Result<(), DeviceError> {
-        self.flushed_by.lock().unwrap().push(std::thread::current().id());
-        if self.waits.load(Ordering::SeqCst) {
-            let reads = self.reads.0.lock().unwrap();
-            let _reads = self.reads.1.wait_while(reads, |reads| *reads == 0).unwrap();
-        }
-        Ok(())
-    }
-}
-
 #[test]
 fn who_only_waits_for_flushes_is_served_by_one_thread_and_who_asks_for_more_is_not() {
-    let disk = Arc::new(Attended {
-        inner: MemoryDevice::new(ByteLen::mib(1)),
-        flushed_by: Mutex::default(),
-        waits: AtomicBool::new(false),
-        reads: (Mutex::new(0), Condvar::new()),
-    });
-    let mut client = Client::with_disk(&one(disk.clone()), false);
+    let gate = gate::shut(ByteLen::mib(1));
+    gate.open();
+    let mut client = Client::with_disk(&one(gate.clone()), false);
     for _ in 0..40 {
         assert_eq!(client.write(0, 0, &[7; 4096]), 0);
         assert_eq!(client.ask(FLUSH, 0, 0, 0), 0);
     }
-    let threads = disk.flushed_by.lock().unwrap().clone();
+    let threads = gate.callers(Act::Flush);
     assert!(threads[20..].iter().all(|thread| *thread == threads[20]), "{threads:?}");
-    // Both arrive together, and the flush cannot end before the read is carried out.
-    disk.waits.store(true, Ordering::SeqCst);
+    // Both arrive together, and the flush ends long after the read.
+    gate.shut();
     client.send(&[request(FLUSH, 0, 1, 0, 0), request(CACHE, 0, 2, 0, 512)].concat());
-    let mut cookies = [client.reply().cookie(), client.reply().cookie()];
-    cookies.sort_unstable();
-    assert_eq!(cookies, [1, 2]);
+    assert_eq!(client.reply().cookie(), 2);
+    gate.open();
+    assert_eq!(client.reply().cookie(), 1);
     client.hung_up();
 }

@@ -3,7 +3,7 @@
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
-use kiln_block::testing::{Act, Dice, FaultDisk};
+use kiln_block::testing::{Act, Dice, FaultDisk, GateDisk};
 use kiln_block::{BlockDevice, ByteLen, ByteOffset, MemoryDevice, zeros};
 use kiln_export::Export;
 use kiln_export::vhost_user::{self, Options};
@@ -238,6 +238,49 @@ fn writes_are_durable_before_they_are_done_when_the_guest_counts_on_it() {
     served(machine, Arc::clone(&disk) as _, |machine| {
         assert_eq!(machine.ask(OUT, 0, &[1; 512]).0, OK);
         assert_eq!(disk.calls(Act::Flush), 1, "a guest that cannot flush counts on every write");
+    });
+}
+
+/// What a kill of this process could undo is not done yet: the guest outlives the process, and saw no power cut.
+#[test]
+fn a_write_is_done_once_it_is_settled_and_fails_if_it_cannot_be() {
+    let zeroes = range(8, 1, 0);
+    let writes = [(OUT, &[1; 512][..]), (WRITE_ZEROES, &zeroes), (DISCARD, &zeroes)];
+
+    let memory = MemoryDevice::new(DISK);
+    let disk = Arc::new(GateDisk::new(memory, |act, _| act == Act::Settle));
+    served(Machine::new(1), Arc::clone(&disk) as _, |machine| {
+        for (kind, data) in writes {
+            disk.shut();
+            machine.put(0, kind, 0, data);
+            machine.kick(0);
+            disk.until_waiting(1);
+            assert_eq!(machine.collect(0), [], "request {kind} is not settled yet");
+            disk.open();
+            machine.wait(0, 1);
+        }
+        assert_eq!(machine.ask(IN, 0, &[0; 512]).0, OK);
+        assert_eq!(disk.callers(Act::Settle).len(), 3, "reads have nothing to settle");
+    });
+
+    let disk = Arc::new(FaultDisk::new(MemoryDevice::new(DISK)));
+    served(Machine::new(1), Arc::clone(&disk) as _, |machine| {
+        for is_volatile in [1, 0] {
+            let flags = VhostUserConfigFlags::WRITABLE;
+            machine.frontend().set_config(32, flags, &[is_volatile]).unwrap();
+            for (kind, data) in writes {
+                disk.fail(Act::Settle, 0, EIO, false);
+                assert_eq!(machine.ask(kind, 0, data).0, FAILED, "request {kind}");
+                assert_eq!(machine.ask(kind, 0, data).0, OK, "request {kind}");
+            }
+        }
+        // Together they are settled, or fail; a read among them does not.
+        disk.fail(Act::Settle, 0, EIO, true);
+        let heads = [OUT, IN, OUT].map(|kind| machine.put(0, kind, 0, &[1; 512]));
+        machine.kick(0);
+        machine.wait(0, 3);
+        let found = heads.map(|head| machine.read(machine.place(0, head) + 16, 1)[0]);
+        assert_eq!(found, [FAILED, OK, FAILED]);
     });
 }
 

@@ -1,14 +1,13 @@
 //! What changes while a disk is served: its size, the machine's memory, who watches what is written.
 
 use std::fs::File;
-use std::io::{IoSlice, IoSliceMut, Read};
+use std::io::Read;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
-use kiln_block::{BlockDevice, ByteLen, ByteOffset, DeviceError, MemoryDevice};
+use kiln_block::{BlockDevice, ByteLen, MemoryDevice};
 use kiln_export::Export;
 use kiln_export::vhost_user::{ListenError, Options, Server};
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
@@ -20,52 +19,11 @@ use crate::machine::{FLUSH, HIGH, IN, Machine, OK, OUT, bit};
 use crate::requests::served;
 use crate::restart::{socket_folder, start};
 
-/// Memory of which only the beginning is the disk.
-struct Growing {
-    inner: MemoryDevice,
-    size: AtomicU64,
-}
-
-impl BlockDevice for Growing {
-    fn size(&self) -> ByteLen {
-        ByteLen::new(self.size.load(Ordering::SeqCst))
-    }
-
-    fn read_vectored_at(
-        &self,
-        at: ByteOffset,
-        buffers: &mut [IoSliceMut<'_>],
-    ) -> Result<(), DeviceError> {
-        self.inner.read_vectored_at(at, buffers)
-    }
-
-    fn write_vectored_at(
-        &self,
-        at: ByteOffset,
-        buffers: &[IoSlice<'_>],
-    ) -> Result<(), DeviceError> {
-        self.inner.write_vectored_at(at, buffers)
-    }
-
-    fn discard(&self, at: ByteOffset, len: ByteLen) -> Result<(), DeviceError> {
-        self.inner.discard(at, len)
-    }
-
-    fn write_zeroes(&self, at: ByteOffset, len: ByteLen, keep: bool) -> Result<(), DeviceError> {
-        self.inner.write_zeroes(at, len, keep)
-    }
-
-    fn flush(&self) -> Result<(), DeviceError> {
-        self.inner.flush()
-    }
-}
-
 #[test]
 fn a_machine_learns_that_its_disk_has_grown() {
     let folder = socket_folder();
     let path = folder.path().join("s");
-    let inner = MemoryDevice::new(ByteLen::mib(2));
-    let device = Arc::new(Growing { inner, size: AtomicU64::new(1 << 20) });
+    let device = Arc::new(MemoryDevice::new(ByteLen::mib(1)));
     let server = start(&path, Arc::clone(&device) as _);
     assert!(!server.notify_resize(), "nobody is there");
     let mut machine = Machine::on(&path);
@@ -74,7 +32,7 @@ fn a_machine_learns_that_its_disk_has_grown() {
     machine.frontend().set_backend_request_fd(&theirs).unwrap();
     drop(theirs);
     assert_ne!(machine.ask(OUT, 2048, &[1; 512]).0, OK);
-    device.size.store(2 << 20, Ordering::SeqCst);
+    device.grow(ByteLen::mib(2)).unwrap();
     assert!(server.notify_resize());
     let mut message = [0; 12];
     ours.read_exact(&mut message).unwrap();
