@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use kiln_model::module_index::normalise;
 use kiln_model::wildcard;
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags, mount, mount_move, unmount};
@@ -122,6 +123,8 @@ impl<'t> Drivers<'t> {
                 continue;
             }
             any = true;
+            // Indexes write `_` for `-`, also in aliases.
+            let alias = normalise(&alias);
             let matching =
                 self.aliases.iter().filter(|(pattern, _)| wildcard::matches(pattern, &alias));
             let paths: Vec<&str> = matching.flat_map(|(_, paths)| paths.iter().copied()).collect();
