@@ -60,6 +60,8 @@ fn over(typed: MachineArgs, recorded: MachineArgs) -> MachineArgs {
         parameters: recorded.parameters.into_iter().chain(typed.parameters).collect(),
         fast: typed.fast || recorded.fast,
         root: typed.root.or(recorded.root),
+        cold: typed.cold || (recorded.cold && typed.restore.is_none()),
+        restore: typed.restore.or(recorded.restore.filter(|_| !typed.cold)),
     }
 }
 
@@ -86,9 +88,13 @@ pub(crate) fn command_line(source: &str, kernel: Option<&str>, args: &RunArgs) -
     option("--boot-timeout", machine.boot_timeout.as_deref());
     option("--hang-timeout", machine.hang_timeout.as_deref());
     option("--root", machine.root.as_deref());
+    option("--restore", machine.restore.as_deref());
     machine.parameters.iter().for_each(|parameter| option("--parameter", Some(parameter)));
     if machine.fast {
         words.push("--fast".to_owned());
+    }
+    if machine.cold {
+        words.push("--cold".to_owned());
     }
     if !args.arguments.is_empty() {
         words.push("--".to_owned());

@@ -48,7 +48,7 @@ pub(crate) fn scenario_events(
         }),
     );
     push(40, Happening::VmStarted { vm: 1, acceleration: Acceleration::Tcg, pid: 4711 });
-    push(2300, Happening::VmReady { vm: 1, boot_ms: 2300, boot_cpu_ms: 2100 });
+    push(2300, Happening::VmReady { vm: 1, boot_ms: 2300, boot_cpu_ms: 2100, restored: false });
     for (stage, outcome) in stages.iter().zip(outcomes) {
         if matches!(outcome, Outcome::NotRun { .. }) {
             push(

@@ -70,6 +70,9 @@ pub enum Happening {
         boot_ms: u64,
         /// The same in the emulator's CPU time.
         boot_cpu_ms: u64,
+        /// Whether it was restored from a saved moment instead of booted.
+        #[serde(default)]
+        restored: bool,
     },
     /// It is gone.
     VmEnded {

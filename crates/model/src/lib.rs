@@ -17,6 +17,8 @@ pub mod outcome;
 pub mod plan;
 pub mod protocol;
 #[cfg(feature = "text")]
+pub mod restore;
+#[cfg(feature = "text")]
 pub mod root;
 #[cfg(feature = "text")]
 pub mod scenario;

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use crate::event::KernelIdentity;
 use crate::job::{self, JobKernel, JobSpec, KeepDisks, Machine};
+use crate::restore::{Restore, Warm};
 use crate::root::{JobRoot, RootChoice};
 use crate::scenario::{Disk, MachineCount, MachineWish, Scenario, Script, Stage, TimeLimit};
 use crate::wildcard::matches;
@@ -47,6 +48,8 @@ pub struct Plan {
     pub fast: bool,
     /// Where the root file system is asked to be.
     pub root: RootChoice,
+    /// Where machines start.
+    pub restore: Restore,
     /// The disks of every machine.
     pub disks: Vec<Disk>,
     /// Environment of every stage, sorted by name.
@@ -121,6 +124,8 @@ pub struct JobPlaces {
     pub pool: Option<PathBuf>,
     /// The disks, with the snapshots they start as and their sizes, in the plan's order.
     pub disks: Vec<job::Disk>,
+    /// The folder of saved machines; without it all boot.
+    pub warm: Option<PathBuf>,
 }
 
 /// Computes what a run will do.
@@ -175,6 +180,7 @@ pub fn plan(
         kernel_parameters: wish.kernel_parameters,
         fast: wish.fast.unwrap_or(false),
         root: wish.root.unwrap_or_default(),
+        restore: wish.restore.unwrap_or_default(),
         disks: scenario.disks.clone(),
         environment: merged(&scenario.environment, &choices.environment),
         stages,
@@ -249,6 +255,10 @@ impl Plan {
             modules: places.modules,
             stages: stages.iter().map(job_stage).collect::<Result<Vec<_>, _>>()?,
             keep_disks: self.keep_disks,
+            warm: places
+                .warm
+                .filter(|_| self.restore != Restore::Never)
+                .map(|folder| Warm { folder, from: self.restore }),
         })
     }
 }

@@ -163,6 +163,7 @@ impl Equipment {
             boot: self.boot.clone(),
             initramfs: self.initrd.as_ref().unwrap_or(&self.image).path.clone(),
             root,
+            warm: None,
             modules: self.modules.clone(),
             pool,
             disks,

@@ -9,6 +9,7 @@
 
 pub(crate) mod disks;
 mod flood;
+mod greeting;
 pub(crate) mod machine;
 pub(crate) mod qemu;
 mod root;

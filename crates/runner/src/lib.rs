@@ -16,6 +16,7 @@ pub mod shell;
 pub mod shipped;
 mod sink;
 mod stop;
+pub mod warm;
 pub mod watch;
 
 pub use acceleration::settle_acceleration;

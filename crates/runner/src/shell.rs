@@ -16,7 +16,7 @@ use kiln_vm::agent::{AgentError, ExitStatus, Session, SessionEvent, SessionHandl
 use crate::job::PoolAccess;
 use crate::job::machine::{Machine as _, News};
 use crate::job::qemu::{QemuMachine, QemuMachines};
-use crate::sink::{EventSink, tell};
+use crate::sink::{EventSink, note, tell};
 use crate::stop::{StopToken, Urgency};
 use crate::watch::{Gone, Sign};
 
@@ -100,11 +100,12 @@ impl Shell {
                 return Err(ShellError::Interrupted);
             }
             match machine.next(Duration::from_millis(100)) {
-                Some(News::Ready { boot_ms, boot_cpu_ms }) => {
-                    tell(sink, Happening::VmReady { vm: 1, boot_ms, boot_cpu_ms });
+                Some(News::Ready { boot_ms, boot_cpu_ms, restored }) => {
+                    tell(sink, Happening::VmReady { vm: 1, boot_ms, boot_cpu_ms, restored });
                     return Ok(Shell { machine: Box::new(machine) });
                 }
                 Some(News::Failed(reason)) => return Err(fails(&mut machine, reason)),
+                Some(News::Told(level, text)) => note(sink, level, text),
                 Some(News::Sign(Sign::Splat(splat))) => {
                     crash.get_or_insert_with(|| splat.signature.clone());
                     tell(sink, Happening::SplatSeen { vm: 1, stage: None, splat });

@@ -187,6 +187,26 @@ impl VmSpec {
         self.disks.iter().any(|disk| matches!(disk, DiskSpec::Served { .. }))
     }
 
+    /// All that a saved machine's devices and memory depend on, the emulator and what it boots aside: a machine is restored
+    /// only where this is the same.
+    ///
+    /// # Errors
+    /// As those of a start.
+    pub fn shape(&self) -> Result<String, VmError> {
+        let mut spec = self.clone();
+        for disk in &mut spec.disks {
+            match disk {
+                DiskSpec::Served { socket } | DiskSpec::Nbd { socket, .. } => socket.clear(),
+                DiskSpec::File { path, .. } => path.clear(),
+            }
+        }
+        (spec.kernel, spec.initramfs) = (PathBuf::new(), None);
+        let channels = Channels { console: 3, control: 4, agent: 5 };
+        let words = spec.arguments(channels, Beginning::BootInFile(6))?;
+        let words: Vec<_> = words.iter().map(|word| word.to_string_lossy()).collect();
+        Ok(words.join("\n"))
+    }
+
     /// The size of its memory as QEMU is told, in whole KiB.
     pub(crate) fn memory_kib(&self) -> u64 {
         self.memory.get().div_ceil(1024)

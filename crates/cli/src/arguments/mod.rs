@@ -7,6 +7,7 @@ mod layer;
 mod make;
 mod run;
 mod transfer;
+mod warm;
 
 pub(crate) use disk::{
     DiskArgs, DiskCloneArgs, DiskCommand, DiskCreateArgs, DiskDiffArgs, DiskMetricsArgs,
@@ -30,6 +31,7 @@ pub(crate) use transfer::{
     Backing, DiskExportArgs, DiskImportArgs, DiskReceiveArgs, DiskSendArgs, ImageCompression,
     ImageFormat,
 };
+pub(crate) use warm::{WarmCommand, WarmNameArgs, WarmPruneArgs};
 
 use clap::{Parser, Subcommand, ValueEnum};
 
@@ -123,6 +125,9 @@ pub(crate) enum Command {
     /// Build, list and inspect guest images
     #[command(subcommand)]
     Image(ImageCommand),
+    /// List and remove saved machines, from which others start
+    #[command(subcommand)]
+    Warm(WarmCommand),
     Disk(DiskArgs),
     /// Make, look at and convert overlaybd layers
     #[command(subcommand)]

@@ -68,6 +68,18 @@ pub(crate) struct MachineArgs {
     /// the pool. `auto` is `initramfs` up to 32 MiB and `disk` beyond.
     #[arg(long, value_name = "WHERE")]
     pub(crate) root: Option<String>,
+
+    /// Where machines start: never (they boot), ready or prepared
+    ///
+    /// The first machine of a kernel, an image and a configuration boots, and is saved at the moment at which it is
+    /// `ready`; later ones are restored from there, each with memory, disks, name, clock and random numbers of its own.
+    /// `prepared` is the moment at which the scenario's stage `prepare` has passed.
+    #[arg(long, value_name = "MOMENT", conflicts_with = "cold")]
+    pub(crate) restore: Option<String>,
+
+    /// Boot every machine; the same as --restore never
+    #[arg(long)]
+    pub(crate) cold: bool,
 }
 
 /// Run a scenario's stages in throwaway virtual machines

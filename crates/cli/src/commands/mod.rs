@@ -17,6 +17,7 @@ mod revisit;
 mod run;
 mod shell;
 mod target;
+mod warm;
 
 use crate::arguments::{Arguments, Command};
 use crate::exit::Exit;
@@ -41,6 +42,7 @@ pub(crate) fn dispatch(arguments: Arguments) -> Result<Exit, Failure> {
         Command::Plan(args) => plan::plan(Session::start(&global)?, &args),
         Command::Run(args) => run::run(Session::start(&global)?, args),
         Command::Image(command) => image::image(Session::start(&global)?, &command),
+        Command::Warm(command) => warm::warm(&Session::start(&global)?, &command),
         Command::Disk(args) => disk::disk(&Session::start(&global)?, &args),
         Command::Layer(command) => layer::layer(&Session::start(&global)?, &command),
         Command::Report(args) => report::report(Session::start(&global)?, &args),

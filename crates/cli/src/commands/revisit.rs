@@ -59,6 +59,8 @@ pub(crate) fn revisit(
     clone_kept_disks(&run, &mut spec, &stage)?;
     spec.stages.clear();
     spec.keep_disks = KeepDisks::Never;
+    // Its disks start as they do nowhere else.
+    spec.warm = None;
     spec.first_machine = 1;
     Ok(Revisited { spec, _equipment: equipment })
 }
@@ -117,7 +119,8 @@ fn image_again(
     };
     let equipment = target::equipment(session, &loaded, &kernel, root)?;
     let initramfs = &equipment.initrd.as_ref().unwrap_or(&equipment.image).path;
-    let same = *initramfs == spec.initramfs && plan.is_none_or(|plan| equipment.image.path == *plan);
+    let same =
+        *initramfs == spec.initramfs && plan.is_none_or(|plan| equipment.image.path == *plan);
     if !same || !spec.kernel.boot.is_file() {
         return Err(changed("the image"));
     }

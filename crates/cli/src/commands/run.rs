@@ -149,7 +149,9 @@ impl Prepared<'_> {
         let disks = disks.map_err(target::not_based)?;
         let recorder = Recorder::create(&runs_folder(self.session), &id).map_err(from_history)?;
         let folder = recorder.folder().clone();
-        let places = self.equipment.places(id.clone(), folder.path().to_owned(), Some(pool), disks);
+        let mut places =
+            self.equipment.places(id.clone(), folder.path().to_owned(), Some(pool), disks);
+        places.warm = Some(target::warm(self.session));
         let specs = plan.job_specs(&places)?;
         let started = RunStarted {
             schema: SCHEMA,

@@ -101,7 +101,8 @@ fn of_a_scenario(
     };
     let disks = bases.settle(&mut |text| terminal::say(&hostile::line(&text)), stop);
     let disks = disks.map_err(target::not_based)?;
-    let places = equipment.places(fresh_id()?, folder.to_owned(), Some(pool), disks);
+    let mut places = equipment.places(fresh_id()?, folder.to_owned(), Some(pool), disks);
+    places.warm = Some(target::warm(&session));
     Ok((plan.job_spec(&places)?, equipment))
 }
 
@@ -139,6 +140,7 @@ fn without_stages(scenario: &Scenario, kernel: &KernelIdentity, choices: &Choice
         kernel_parameters: wish.kernel_parameters,
         fast: wish.fast.unwrap_or(false),
         root: wish.root.unwrap_or_default(),
+        restore: wish.restore.unwrap_or_default(),
         disks: scenario.disks.clone(),
         environment,
         stages: Vec::new(),
@@ -242,7 +244,8 @@ fn pass_input(input: &ShellInput, on_terminal: bool, leave: &StopToken) {
     let _ = input.close();
 }
 
-fn from_shell(error: ShellError) -> Failure {
+/// How a machine that failed ends the process.
+pub(super) fn from_shell(error: ShellError) -> Failure {
     let (exit, hint) = match &error {
         ShellError::Start(_) => (Exit::InfrastructureBroke, "kiln doctor"),
         ShellError::Boot(_) => {

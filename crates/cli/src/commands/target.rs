@@ -32,6 +32,8 @@ pub(crate) fn machine_flags(session: &mut Session, args: &MachineArgs) -> Result
     session.flag("vm.hang_timeout", args.hang_timeout.as_deref())?;
     session.flag("vm.fast", args.fast.then_some("true"))?;
     session.flag("vm.root", args.root.as_deref())?;
+    let restore = if args.cold { Some("never") } else { args.restore.as_deref() };
+    session.flag("vm.restore", restore)?;
     session.config.set_texts("vm.kernel_parameters", &args.parameters);
     Ok(())
 }
@@ -154,6 +156,11 @@ fn is_full(error: &(dyn std::error::Error + 'static)) -> bool {
 /// The pool that runs take their disks from.
 pub(crate) fn pool(session: &Session) -> std::path::PathBuf {
     session.home.data().join("disks.pool")
+}
+
+/// Where machines that were saved are kept.
+pub(crate) fn warm(session: &Session) -> std::path::PathBuf {
+    session.home.cache().join("warm")
 }
 
 /// How jobs get at that pool: through its owner, which is this program once more.

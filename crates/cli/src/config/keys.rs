@@ -2,6 +2,7 @@
 //! schema and `kiln config show` are drawn from this table.
 
 use kiln_model::job::KeepDisks;
+use kiln_model::restore::Restore;
 use kiln_model::root::RootChoice;
 
 /// What a value may be.
@@ -162,6 +163,14 @@ pub(crate) const KEYS: &[Key] = &[
         about: "Where the guest's root is: in memory, on a disk that is never written, or on a clone",
     },
     Key {
+        name: "vm.restore",
+        kind: Kind::Choice(Restore::WORDS),
+        default: Some("ready"),
+        variable: "KILN_RESTORE",
+        flag: Some("--restore"),
+        about: "Where machines start: at a boot, or at a moment that was saved of one",
+    },
+    Key {
         name: "disk.idle",
         kind: Kind::Time,
         default: Some("5s"),
@@ -224,6 +233,7 @@ pub(crate) const OTHER_VARIABLES: &[(&str, &str)] = &[
     ("KILN_HOME", "Keep configuration, cache and recordings under this one folder"),
     ("KILN_LOG", "What Kiln tells about itself on stderr, such as `debug` or `kiln_vm=trace`"),
     ("KILN_GUEST_EMBED", "While building Kiln: the guest executable to build in"),
+    ("KILN_STAGE", "In a guest: the name of the stage that runs, for its script"),
     ("KILN_TEST_KERNEL", "For Kiln's own tests: the kernel they boot"),
     ("KILN_UPDATE", "For Kiln's own tests: rewrite the generated pages"),
 ];

@@ -192,6 +192,7 @@ impl Config {
             kernel_parameters: parameters.collect(),
             fast: said("vm.fast").next_back().map(|s| s.value == Value::Switch(true)),
             root: text("vm.root").and_then(|text| text.parse().ok()),
+            restore: text("vm.restore").and_then(|text| text.parse().ok()),
             qemu: text("vm.qemu").map(PathBuf::from),
         }
     }

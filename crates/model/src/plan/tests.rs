@@ -124,6 +124,7 @@ fn a_job_spec_survives_its_text_form() {
                 base: Some("golden@v1".into()),
                 persistent: None,
             }],
+            warm: Some("/cache/warm".into()),
         })
         .unwrap();
     assert_eq!(JobSpec::parse(&spec.to_json()).unwrap(), spec);
@@ -145,6 +146,7 @@ fn chains_that_begin_with_a_fresh_stage_are_spread_over_the_machines_and_keep_th
         modules: vec![],
         pool: None,
         disks: vec![],
+        warm: None,
     };
     let jobs = plan.job_specs(&places).unwrap();
     let shown: Vec<String> = jobs

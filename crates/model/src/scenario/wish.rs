@@ -7,6 +7,7 @@ use super::quantity::{CpuCount, MachineCount, MemorySize, TimeLimit};
 use super::section::Section;
 use super::{ScenarioError, nearest};
 use crate::job::{AccelerationChoice, Machine};
+use crate::restore::Restore;
 use crate::root::RootChoice;
 
 pub(super) const KEYS: &[&str] = &[
@@ -19,6 +20,7 @@ pub(super) const KEYS: &[&str] = &[
     "kernel_parameters",
     "fast",
     "root",
+    "restore",
 ];
 
 /// How long a boot may take where nobody says otherwise: translated and on a busy machine it takes a while.
@@ -47,6 +49,8 @@ pub struct MachineWish {
     pub fast: Option<bool>,
     /// Where the root file system is.
     pub root: Option<RootChoice>,
+    /// Where machines start.
+    pub restore: Option<Restore>,
     /// The emulator, if not the one on the PATH. Never part of a scenario: it belongs to a host.
     pub qemu: Option<PathBuf>,
 }
@@ -68,6 +72,7 @@ impl MachineWish {
             kernel_parameters,
             fast: section.boolean("fast")?,
             root: section.parsed("root")?,
+            restore: section.parsed("restore")?,
             qemu: None,
         })
     }
@@ -90,6 +95,7 @@ impl MachineWish {
                 .collect(),
             fast: self.fast.or(below.fast),
             root: self.root.or(below.root),
+            restore: self.restore.or(below.restore),
             qemu: self.qemu.or_else(|| below.qemu.clone()),
         }
     }

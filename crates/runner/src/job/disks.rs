@@ -119,6 +119,23 @@ impl DiskSource {
         Ok(Some(DiskSource { pool, access: access.clone(), store }))
     }
 
+    /// What each disk of a job starts as, beyond the name of the snapshot: another one may be made under it.
+    pub(crate) fn identities(&mut self, spec: &JobSpec) -> Result<Vec<String>, String> {
+        let of = |disk: &Disk| {
+            let Some((name, snapshot)) = disk.base.as_deref().and_then(|base| base.split_once('@'))
+            else {
+                return Ok(String::new());
+            };
+            let answer = self.store.ask(Request::Snapshots { disk: name.to_owned() });
+            let Ok(Reply::Snapshots { snapshots }) = answer else {
+                return Err(format!("the pool does not tell of {name}"));
+            };
+            let found = snapshots.iter().find(|is| is.snapshot == snapshot);
+            Ok(found.map_or_else(String::new, |is| format!("{} {}", is.created, is.referenced)))
+        };
+        spec.disks.iter().map(of).collect()
+    }
+
     /// Makes and serves the disks of a machine. `on_loss` is told once, from another thread, if the owner is gone
     /// and no other one takes its place.
     pub(crate) fn disks(

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use kiln_model::StageName;
-use kiln_model::event::Acceleration;
+use kiln_model::event::{Acceleration, NoteLevel};
 use kiln_model::job::Stage;
 
 use super::disks::Kept;
@@ -68,8 +68,10 @@ pub(crate) trait Machine {
 /// What a machine says.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum News {
-    /// It booted: wall and CPU time from exec to the agent's hello, in milliseconds.
-    Ready { boot_ms: u64, boot_cpu_ms: u64 },
+    /// It booted, or came back: wall and CPU time from exec to the agent's hello, in milliseconds.
+    Ready { boot_ms: u64, boot_cpu_ms: u64, restored: bool },
+    /// Something a person should know.
+    Told(NoteLevel, String),
     /// It runs, and will never be ready.
     Failed(String),
     /// Something that bears on a stage.

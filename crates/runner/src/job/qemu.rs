@@ -4,23 +4,25 @@
 //! QEMU and on its console, one waits for the agent's hello and prepares the guest, one reads the terminal of
 //! the stage that runs. When the machine ends, its streams end, and with them the threads.
 
+use std::collections::VecDeque;
 use std::fs;
-use std::io::Cursor;
+use std::io::{self, Cursor};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, SyncSender};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use kiln_block::ByteLen;
 use kiln_model::StageName;
-use kiln_model::event::Acceleration;
+use kiln_model::event::{Acceleration, NoteLevel};
 use kiln_model::job::{self, JobSpec, Stage, Suite};
 use kiln_model::protocol::{Exec, Pty};
 use kiln_model::root::{JobRoot, ROOT_SERIAL};
 use kiln_store::StoreError;
 use kiln_vm::agent::{
-    Agent, AgentError, ExitStatus, PullLimits, Session, SessionEvent, SessionHandle, SignalTarget,
+    Agent, ExitStatus, PullLimits, Session, SessionEvent, SessionHandle, SignalTarget,
 };
 use kiln_vm::console::Line;
 use kiln_vm::splat::Detector;
@@ -29,9 +31,11 @@ use kiln_vm::{
 };
 
 use super::disks::{DiskSource, Disks, Kept, PoolAccess, explained};
+use super::greeting::{Greeting, ages, renew};
 use super::machine::{ARTIFACT_BYTES, ARTIFACT_ENTRIES, Machine, Machines, News, Pulled, Saved};
 use super::root::{Root, ServedRoot};
 use crate::chain::chain;
+use crate::warm::{Found, Look, WarmStore};
 use crate::watch::{Exit, Gone, Sign};
 
 /// How many reports may wait for the job.
@@ -50,11 +54,10 @@ const SYNCING: Duration = Duration::from_secs(10);
 const QUESTIONING: Duration = Duration::from_secs(8);
 /// The terminal of every stage; recordings are made for this size.
 const TERMINAL: Pty = Pty { rows: 24, cols: 80 };
-/// What the machine's disks and its source of entropy need.
-const DISK_DRIVER: &str = "virtio_blk";
-const ENTROPY_DRIVER: &str = "virtio_rng";
-/// Makes the kernel print all of its log on the console.
-const LOUDEST: u8 = b'8';
+/// How long is waited for another process that saves the same machine.
+const OTHERS: Duration = Duration::from_secs(60);
+/// How long a restored guest may take to answer; it does so in a tenth of a second.
+const COMING_BACK: Duration = Duration::from_secs(20);
 
 /// Makes QEMU machines for a job.
 pub(crate) struct QemuMachines<'a> {
@@ -63,11 +66,20 @@ pub(crate) struct QemuMachines<'a> {
     source: Option<DiskSource>,
     root: Option<Root>,
     acceleration: Option<Acceleration>,
+    /// Whether machines are still saved and restored.
+    warm: bool,
 }
 
 impl<'a> QemuMachines<'a> {
     pub(crate) fn new(spec: &'a JobSpec, access: &PoolAccess) -> QemuMachines<'a> {
-        QemuMachines { spec, access: access.clone(), source: None, root: None, acceleration: None }
+        QemuMachines {
+            spec,
+            access: access.clone(),
+            source: None,
+            root: None,
+            acceleration: None,
+            warm: true,
+        }
     }
 
     /// The disks of the next machine; none where the job has none.
@@ -76,16 +88,21 @@ impl<'a> QemuMachines<'a> {
         number: u32,
         reports: &SyncSender<Report>,
     ) -> Result<Option<Disks>, String> {
-        if self.source.is_none() {
-            self.source = DiskSource::open(self.spec, &self.access)?;
-        }
-        let Some(source) = &mut self.source else { return Ok(None) };
+        let spec = self.spec;
+        let Some(source) = self.source()? else { return Ok(None) };
         let reports = reports.clone();
         let on_loss = move |reason| {
             // Fails when nobody listens any more: the machine is being ended.
             let _ = reports.send(Report::News(News::Sign(Sign::Gone(Gone::ByHost(reason)))));
         };
-        source.disks(self.spec, number, on_loss).map(Some)
+        source.disks(spec, number, on_loss).map(Some)
+    }
+
+    fn source(&mut self) -> Result<Option<&mut DiskSource>, String> {
+        if self.source.is_none() {
+            self.source = DiskSource::open(self.spec, &self.access)?;
+        }
+        Ok(self.source.as_mut())
     }
 
     /// The root disk of the next machine, where this process serves it.
@@ -108,13 +125,103 @@ impl<'a> QemuMachines<'a> {
         Ok(chosen)
     }
 
-    /// Starts the next machine.
+    /// Starts the next machine: from a saved one where that is wanted and there is one, else by booting.
     pub(crate) fn boot(&mut self, number: u32) -> Result<QemuMachine, String> {
+        let mut notes = Vec::new();
+        let mut saving = None;
+        if let Some(warm) = self.spec.warm.as_ref().filter(|_| self.warm) {
+            let store = WarmStore::at(&warm.folder);
+            match self.look(&store, &mut |text| notes.push(text)) {
+                Ok((key, Look::Found(found))) => match self.restored(number, found, &mut notes) {
+                    Ok(machine) => return Ok(machine),
+                    Err(why) => {
+                        notes.push(format!(
+                            "machine {number} boots instead of being restored: {why}"
+                        ));
+                        // Whatever is wrong with it, the next one is not to stumble over it. Without it all boot.
+                        let _ = store.forget(&key);
+                        self.warm = false;
+                    }
+                },
+                Ok((_, Look::Save(right))) => saving = Some(right),
+                Ok((_, Look::Boot)) => {}
+                Err(why) => {
+                    notes.push(format!("machines boot instead of being restored: {why}"));
+                    self.warm = false;
+                }
+            }
+        }
+        let parts = self.parts(number)?;
+        let vm = match saving {
+            Some(_) => Vm::start_savable(&parts.spec),
+            None => Vm::start(&parts.spec),
+        };
+        let vm = Arc::new(vm.map_err(|error| chain(&error))?);
+        let boot_timeout = Duration::from_millis(self.spec.machine.boot_timeout_ms);
+        let deadline = vm.started() + boot_timeout;
+        let cried = listen_to_machine(&vm, parts.reports.clone());
+        let reports = parts.reports.clone();
+        let greeting = Greeting::new(self.spec, number, cried, saving, reports);
+        greeting.begin(&vm, deadline)?;
+        Ok(parts.machine(self.spec, vm, told(notes)))
+    }
+
+    /// Looks for a saved machine like the next one.
+    fn look(
+        &mut self,
+        store: &WarmStore,
+        say: &mut dyn FnMut(String),
+    ) -> Result<(String, Look), String> {
         let spec = self.spec;
+        if spec.root == JobRoot::Disk {
+            return Err("their root is written to while they boot".to_owned());
+        }
+        let emulator = self.emulator()?;
         let acceleration = self.acceleration()?;
-        let emulator =
-            Emulator::find(spec.machine.qemu.as_deref()).map_err(|error| chain(&error))?;
-        let folder = spec.folder.join("machines").join(number.to_string());
+        let root = matches!(spec.root, JobRoot::Plan { .. });
+        let sockets = vec![PathBuf::new(); spec.disks.len() + usize::from(root)];
+        let vm = self.vm_spec(emulator, acceleration, Path::new(""), sockets);
+        let bases = match self.source()? {
+            Some(source) => source.identities(spec)?,
+            None => Vec::new(),
+        };
+        let failed = |error: io::Error| chain(&error);
+        let key = WarmStore::key(spec, &vm, &bases).map_err(failed)?;
+        let patience = Duration::from_millis(spec.machine.boot_timeout_ms).min(OTHERS);
+        let look = store.look(&key, patience, say).map_err(failed)?;
+        Ok((key, look))
+    }
+
+    /// Starts the next machine from a saved one, and makes it one of its own.
+    fn restored(
+        &mut self,
+        number: u32,
+        found: Found,
+        notes: &mut Vec<String>,
+    ) -> Result<QemuMachine, String> {
+        let parts = self.parts(number)?;
+        let vm = Vm::restore(&parts.spec, &found.memory, found.state);
+        let vm = Arc::new(vm.map_err(|error| chain(&error))?);
+        let stream = vm.agent_stream().ok_or("the machine has no channel to its agent")?;
+        let deadline = Instant::now() + COMING_BACK;
+        let agent = Agent::greet(stream, deadline).map_err(|error| chain(&error))?;
+        let (boot_ms, boot_cpu_ms) = ages(&vm);
+        renew(&agent, number, deadline).map_err(|error| chain(&error))?;
+        listen_to_machine(&vm, parts.reports.clone());
+        let mut early = told(std::mem::take(notes));
+        early.push_back(Report::Ready { agent, boot_ms, boot_cpu_ms, restored: true });
+        Ok(parts.machine(self.spec, vm, early))
+    }
+
+    fn emulator(&self) -> Result<Emulator, String> {
+        Emulator::find(self.spec.machine.qemu.as_deref()).map_err(|error| chain(&error))
+    }
+
+    /// What a machine is made of before there is a QEMU.
+    fn parts(&mut self, number: u32) -> Result<Parts, String> {
+        let acceleration = self.acceleration()?;
+        let emulator = self.emulator()?;
+        let folder = self.spec.folder.join("machines").join(number.to_string());
         fs::create_dir_all(&folder)
             .map_err(|error| format!("cannot make {}: {error}", folder.display()))?;
         let (reports, inbox) = mpsc::sync_channel(WAITING);
@@ -122,8 +229,20 @@ impl<'a> QemuMachines<'a> {
         let root = self.root()?;
         // The root comes last, so that the names of the others do not depend on it.
         let sockets = disks.iter().flat_map(Disks::sockets).map(Path::to_owned);
-        let served = sockets.chain(root.as_ref().map(ServedRoot::socket));
-        let served = served.map(|socket| DiskSpec::Served { socket });
+        let sockets = sockets.chain(root.as_ref().map(ServedRoot::socket)).collect();
+        let spec = self.vm_spec(emulator, acceleration, &folder, sockets);
+        Ok(Parts { spec, folder, disks, root, reports, inbox })
+    }
+
+    fn vm_spec(
+        &self,
+        emulator: Emulator,
+        acceleration: Acceleration,
+        folder: &Path,
+        sockets: Vec<PathBuf>,
+    ) -> VmSpec {
+        let spec = self.spec;
+        let served = sockets.into_iter().map(|socket| DiskSpec::Served { socket });
         let changing: &[&str] = if spec.kernel.fast { CHANGING_PARAMETERS } else { &[] };
         let words = changing.iter().map(|word| (*word).to_owned());
         let words = words.chain(spec.kernel.parameters.iter().cloned());
@@ -133,7 +252,7 @@ impl<'a> QemuMachines<'a> {
             JobRoot::Plan { .. } => Some(format!("kiln.root={ROOT_SERIAL}")),
             JobRoot::Disk => Some(format!("kiln.root={ROOT_SERIAL},rw")),
         };
-        let vm = Vm::start(&VmSpec {
+        VmSpec {
             emulator,
             acceleration,
             kernel: spec.kernel.boot.clone(),
@@ -145,27 +264,44 @@ impl<'a> QemuMachines<'a> {
             disks: served.collect(),
             console_log: folder.join("console.log"),
             console_limit: CONSOLE_LIMIT,
-        })
-        .map_err(|error| chain(&error))?;
-        let vm = Arc::new(vm);
-        listen_to_machine(&vm, reports.clone());
-        let boot_timeout = Duration::from_millis(spec.machine.boot_timeout_ms);
-        greet(&vm, reports.clone(), Preparation::of(spec), vm.started() + boot_timeout)?;
-        Ok(QemuMachine {
+        }
+    }
+}
+
+/// A machine without its QEMU.
+struct Parts {
+    spec: VmSpec,
+    folder: PathBuf,
+    disks: Option<Disks>,
+    root: Option<ServedRoot>,
+    reports: SyncSender<Report>,
+    inbox: Receiver<Report>,
+}
+
+impl Parts {
+    fn machine(self, job: &JobSpec, vm: Arc<Vm>, early: VecDeque<Report>) -> QemuMachine {
+        QemuMachine {
             vm,
-            acceleration,
-            folder,
-            disks,
-            root,
-            job: spec.clone(),
-            reports,
-            inbox,
+            acceleration: self.spec.acceleration,
+            folder: self.folder,
+            disks: self.disks,
+            root: self.root,
+            job: job.clone(),
+            reports: self.reports,
+            inbox: self.inbox,
+            early,
             agent: None,
             stage: None,
             last_beat: Instant::now(),
             agent_lost: false,
-        })
+        }
     }
+}
+
+/// Notes as they are told.
+fn told(notes: Vec<String>) -> VecDeque<Report> {
+    let told = |text| Report::News(News::Told(NoteLevel::Warning, text));
+    notes.into_iter().map(told).collect()
 }
 
 impl Machines for QemuMachines<'_> {
@@ -175,9 +311,9 @@ impl Machines for QemuMachines<'_> {
 }
 
 /// What the threads say.
-enum Report {
+pub(super) enum Report {
     News(News),
-    Ready { agent: Agent, boot_ms: u64, boot_cpu_ms: u64 },
+    Ready { agent: Agent, boot_ms: u64, boot_cpu_ms: u64, restored: bool },
 }
 
 /// One QEMU and its guest.
@@ -194,12 +330,17 @@ pub(crate) struct QemuMachine {
     job: JobSpec,
     reports: SyncSender<Report>,
     inbox: Receiver<Report>,
+    /// What is heard before anything else.
+    early: VecDeque<Report>,
     last_beat: Instant,
     agent_lost: bool,
 }
 
-fn listen_to_machine(vm: &Vm, reports: SyncSender<Report>) {
+/// Passes on what happens to QEMU and on its console. Says whether the kernel has reported anything.
+fn listen_to_machine(vm: &Vm, reports: SyncSender<Report>) -> Arc<AtomicBool> {
     let events = vm.events();
+    let cried = Arc::new(AtomicBool::new(false));
+    let heard = Arc::clone(&cried);
     thread::spawn(move || {
         let mut detector = Detector::new();
         while let Next::Event(event) = events.next(None) {
@@ -223,6 +364,9 @@ fn listen_to_machine(vm: &Vm, reports: SyncSender<Report>) {
                 }
                 VmEvent::Ended(ended) => Sign::Gone(gone(&ended)),
             };
+            if detector.is_open() || matches!(&sign, Sign::Splat(_)) {
+                heard.store(true, Ordering::Release);
+            }
             if reports.send(Report::News(News::Sign(sign))).is_err() {
                 return;
             }
@@ -234,6 +378,7 @@ fn listen_to_machine(vm: &Vm, reports: SyncSender<Report>) {
             }
         }
     });
+    cried
 }
 
 /// The line as the console had it.
@@ -257,79 +402,6 @@ fn gone(ended: &Ended) -> Gone {
             Gone::ByHost(format!("QEMU ended unasked ({}){last}", ended.status))
         }
     }
-}
-
-/// What is done to a guest before its first stage.
-struct Preparation {
-    modules: Vec<String>,
-    disks: u64,
-}
-
-impl Preparation {
-    fn of(spec: &JobSpec) -> Preparation {
-        // Built in or a module, the driver of the disks comes first.
-        let driver = (!spec.disks.is_empty()).then(|| DISK_DRIVER.to_owned());
-        let modules = driver.into_iter().chain(spec.modules.iter().cloned()).collect();
-        let served = u64::from(matches!(spec.root, JobRoot::Plan { .. }));
-        // Those that have none need not be looked for.
-        let disks = spec.disks.len() as u64;
-        Preparation { modules, disks: if disks == 0 { 0 } else { disks + served } }
-    }
-
-    fn prepare(&self, agent: &Agent, deadline: Instant) -> Result<(), AgentError> {
-        // Where there is none, the kernel's random numbers come slower.
-        let _ = agent.load_modules(&[ENTROPY_DRIVER.to_owned()], deadline);
-        if !self.modules.is_empty() {
-            agent.load_modules(&self.modules, deadline)?;
-        }
-        if self.disks == 0 {
-            return Ok(());
-        }
-        // Some kernels look for the disks of a driver after its loading has returned.
-        while agent.rescan_disks(deadline)? < self.disks && Instant::now() < deadline {
-            thread::sleep(Duration::from_millis(50));
-        }
-        Ok(())
-    }
-}
-
-/// Waits for the agent, then prepares the guest: its modules, its disks, and a console that tells everything.
-fn greet(
-    vm: &Arc<Vm>,
-    reports: SyncSender<Report>,
-    preparation: Preparation,
-    deadline: Instant,
-) -> Result<(), String> {
-    let stream = vm.agent_stream().ok_or("the machine has no channel to its agent")?;
-    // Weak: a thread that still waits must not keep the machine from ending.
-    let vm = Arc::downgrade(vm);
-    thread::spawn(move || {
-        let fail = |error: AgentError| {
-            // The machine's own end, or the deadline, is about to explain the others better.
-            if matches!(error, AgentError::Guest { .. } | AgentError::Version { .. }) {
-                let _ = reports.send(Report::News(News::Failed(chain(&error))));
-            }
-        };
-        let agent = match Agent::greet(stream, deadline) {
-            Ok(agent) => agent,
-            Err(error) => return fail(error),
-        };
-        let Some(vm) = vm.upgrade() else { return };
-        let boot_ms = millis(vm.started().elapsed());
-        let boot_cpu_ms = vm.cpu_time().map_or(0, millis);
-        // A kernel without sysrq stays as quiet as it is.
-        let _ = vm.sysrq(LOUDEST);
-        drop(vm);
-        match preparation.prepare(&agent, deadline.max(Instant::now() + PATIENCE)) {
-            Ok(()) => drop(reports.send(Report::Ready { agent, boot_ms, boot_cpu_ms })),
-            Err(error) => fail(error),
-        }
-    });
-    Ok(())
-}
-
-fn millis(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 impl QemuMachine {
@@ -363,12 +435,16 @@ impl Machine for QemuMachine {
         if let Some(news) = self.beat() {
             return Some(news);
         }
-        match self.inbox.recv_timeout(patience) {
+        let report = match self.early.pop_front() {
+            Some(report) => Ok(report),
+            None => self.inbox.recv_timeout(patience),
+        };
+        match report {
             Ok(Report::News(news)) => Some(news),
-            Ok(Report::Ready { agent, boot_ms, boot_cpu_ms }) => {
+            Ok(Report::Ready { agent, boot_ms, boot_cpu_ms, restored }) => {
                 self.agent = Some(Arc::new(agent));
                 self.last_beat = Instant::now();
-                Some(News::Ready { boot_ms, boot_cpu_ms })
+                Some(News::Ready { boot_ms, boot_cpu_ms, restored })
             }
             Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => None,
         }

@@ -15,7 +15,7 @@ use super::disks::Kept;
 use super::flood::{BUDGET, Flood};
 use super::machine::{News, Saved};
 use super::{Aftermath, Execution, LAST_LOOK, Live};
-use crate::sink::{EventSink, tell};
+use crate::sink::{EventSink, note, tell};
 use crate::stop::Urgency;
 use crate::watch::{Ending, Gone, Limits, Sign, Watch, judge_ending, judge_exit};
 
@@ -117,12 +117,13 @@ impl Execution<'_> {
             }
             let patience = watch.wake_at().saturating_sub(now).min(GLANCE);
             match live.machine.next(patience) {
-                Some(News::Ready { boot_ms, boot_cpu_ms }) => {
+                Some(News::Ready { boot_ms, boot_cpu_ms, restored }) => {
                     let vm = live.number;
-                    tell(self.sink, Happening::VmReady { vm, boot_ms, boot_cpu_ms });
+                    tell(self.sink, Happening::VmReady { vm, boot_ms, boot_cpu_ms, restored });
                     return Ok(());
                 }
                 Some(News::Failed(reason)) => return Err(Outcome::Broken { reason }),
+                Some(News::Told(level, text)) => note(self.sink, level, text),
                 Some(News::Sign(sign)) => {
                     let now = self.now();
                     watch.see(now, &sign);
@@ -218,7 +219,7 @@ impl Execution<'_> {
                         self.tell_sign(live, stage, now, sign);
                     }
                 }
-                Some(News::Ready { .. } | News::Failed(_)) | None => {}
+                Some(News::Ready { .. } | News::Failed(_) | News::Told(..)) | None => {}
             }
         }
         if let Some(text) = registers {

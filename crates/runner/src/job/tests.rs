@@ -30,7 +30,7 @@ enum Act {
 }
 
 fn ready() -> Act {
-    Act::Say(News::Ready { boot_ms: 2000, boot_cpu_ms: 1900 })
+    Act::Say(News::Ready { boot_ms: 2000, boot_cpu_ms: 1900, restored: false })
 }
 
 fn sign(sign: Sign) -> Act {
@@ -194,6 +194,7 @@ fn spec(folder: &Path, stages: Vec<Stage>) -> JobSpec {
         modules: vec![],
         stages,
         keep_disks: KeepDisks::Never,
+        warm: None,
     }
 }
 

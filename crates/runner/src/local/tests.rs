@@ -46,6 +46,7 @@ fn spec(folder: &Path) -> JobSpec {
         modules: vec![],
         stages: vec![stage("a"), stage("b")],
         keep_disks: KeepDisks::Never,
+        warm: None,
     }
 }
 
