@@ -8,5 +8,6 @@ mod frontends;
 mod interruption;
 mod outcomes;
 mod room;
+mod root;
 mod shell;
 mod whole_path;

@@ -11,8 +11,8 @@ pub const LARGEST_INITRAMFS: ByteLen = ByteLen::mib(32);
 
 /// What leads to a root disk, besides its file system: the bus, the disk, and what makes it look writable.
 const WAY: [&str; 3] = ["virtio_pci", "virtio_blk", "overlay"];
-/// What leads to the host, and to random numbers; an agent needs no index of modules where these are loaded.
-const HELPERS: [&str; 2] = ["virtio_console", "virtio_rng"];
+/// What leads to the host: the way to a root of another kernel is none to its modules.
+const CHANNEL: &str = "virtio_console";
 /// Drivers that read the disk, the one with less to load first.
 const FILE_SYSTEMS: [&str; 2] = ["ext2", "ext4"];
 
@@ -100,7 +100,7 @@ pub(super) fn way_to_root(modules: &Modules) -> Result<Vec<Wanted>, ModuleError>
     // Where it has neither, the error names the one that most kernels have.
     let file_system = built_in.or(loadable).unwrap_or("ext4");
     let way = WAY.into_iter().chain([file_system]).map(Wanted::required);
-    Ok(way.chain(HELPERS.map(Wanted::optional)).collect())
+    Ok(way.chain([Wanted::optional(CHANNEL)]).collect())
 }
 
 /// Whether a kernel can get to a root disk; no where nothing says.

@@ -18,6 +18,8 @@ use std::path::Path;
 use crate::closure::host::Input;
 
 const MAGIC: &[u8] = b"kiln image memo 1\n";
+/// Fewer paths than this are not worth a thread.
+const SHARE: usize = 1000;
 /// A million paths; larger memos are somebody else's.
 const SIZE_LIMIT: u64 = 256 << 20;
 
@@ -28,14 +30,39 @@ pub(super) fn recall(path: &Path) -> Option<String> {
     let rest = bytes.strip_prefix(MAGIC)?;
     let (key, rest) = line(rest)?;
     let (seen, mut rest) = line(rest)?;
-    let mut digest = blake3::Hasher::new();
+    let mut looked_at = Vec::new();
     while let Some((&kind, after)) = rest.split_first() {
         let end = after.iter().position(|&byte| byte == 0)?;
-        let path = Path::new(OsStr::from_bytes(&after[..end]));
-        Input::look(path, kind == b'L').ok()?.feed(&mut digest);
+        looked_at.push((kind == b'L', Path::new(OsStr::from_bytes(&after[..end]))));
         rest = &after[end + 1..];
     }
+    let mut digest = blake3::Hasher::new();
+    for input in look_again(&looked_at)? {
+        input.feed(&mut digest);
+    }
     (digest.finalize().to_hex().as_str() == seen).then_some(key)
+}
+
+/// Looks at all paths, on all processors where they are many: it is the kernel's work, mostly.
+fn look_again(paths: &[(bool, &Path)]) -> Option<Vec<Input>> {
+    let look = |paths: &[(bool, &Path)]| -> Option<Vec<Input>> {
+        paths.iter().map(|(listed, path)| Input::look(path, *listed).ok()).collect()
+    };
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let share = paths.len().div_ceil(threads).max(SHARE);
+    if paths.len() <= share {
+        return look(paths);
+    }
+    std::thread::scope(|scope| {
+        let lookers: Vec<_> =
+            paths.chunks(share).map(|share| scope.spawn(move || look(share))).collect();
+        let mut all = Vec::with_capacity(paths.len());
+        for looker in lookers {
+            // One that panicked has told why; to have no memo is always right.
+            all.extend(looker.join().ok()??);
+        }
+        Some(all)
+    })
 }
 
 /// The text of a memo.

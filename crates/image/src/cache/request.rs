@@ -174,6 +174,9 @@ impl ImageRequest {
             Form::Auto => self.better_kind(&closure.inventory)?,
             Form::Initramfs | Form::Initrd => Kind::Initramfs,
         };
+        if kind == Kind::Root {
+            add_modprobe(&mut closure.inventory)?;
+        }
         Ok(Resolved { inventory: closure.inventory, inputs, kind })
     }
 
@@ -297,6 +300,19 @@ const INDEX_FILES: [&str; 7] = [
     "modules.builtin.modinfo",
     "modules.order",
 ];
+
+/// The kernel calls `/sbin/modprobe`; where the image has none, the init is one. The guest would make the link itself, on
+/// top of a disk that cannot be written.
+fn add_modprobe(inventory: &mut Inventory) -> Result<(), ImageError> {
+    let wanted = inventory
+        .place(&guest_path("/sbin/modprobe")?)
+        .map_err(crate::closure::ClosureError::from)?;
+    if inventory.get(&wanted).is_none() {
+        let link = Entry { permissions: 0o777, node: Node::Symlink(INIT.as_bytes().to_vec()) };
+        inventory.put(wanted, link).map_err(crate::closure::ClosureError::from)?;
+    }
+    Ok(())
+}
 
 fn put_file(
     inventory: &mut Inventory,
