@@ -110,3 +110,59 @@ impl Seek for Stoppable<'_> {
         self.file.seek(to)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    use kiln_block::{ByteLen, ByteOffset, MemoryDevice, ReadOnly};
+    use kiln_overlaybd::{Input, Layer, OpenOptions, Stack};
+    use kiln_parallax::{DiskOptions, PoolOptions};
+
+    fn exported(pool: &Pool, name: &str, from: Option<&str>, form: &LayerForm) -> Vec<u8> {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let copy = file.reopen().unwrap();
+        export(pool, (name, from), form, (copy.into(), "file"), &Stop::new()).unwrap();
+        std::fs::read(file.path()).unwrap()
+    }
+
+    #[test]
+    fn a_disk_is_what_it_was_and_the_layer_of_what_changed_since() {
+        let options = PoolOptions { log: ByteLen::mib(1), ..PoolOptions::default() };
+        let device = Arc::new(MemoryDevice::new(ByteLen::mib(64)));
+        let pool = Pool::create(device, &options).unwrap();
+        pool.create_disk("disk", ByteLen::mib(8), &DiskOptions::default()).unwrap();
+        let disk = pool.open_disk("disk").unwrap();
+        disk.write_at(ByteOffset::new(4096), &[7; 40_000]).unwrap();
+        pool.snapshot("disk", "monday").unwrap();
+        disk.write_at(ByteOffset::new(8192 + 512), &[9; 100]).unwrap();
+        disk.discard(ByteOffset::new(16384), ByteLen::new(8192)).unwrap();
+        disk.write_at(ByteOffset::new(5 << 20), b"new").unwrap();
+        pool.snapshot("disk", "tuesday").unwrap();
+        disk.write_at(ByteOffset::new(6 << 20), b"later").unwrap();
+        let uuid = |n: u8| Some(Uuid::from_bytes([n; 16]).to_string());
+        let form = LayerForm { uuid: uuid(1), tar: true, ..LayerForm::default() };
+        let base = exported(&pool, "disk@monday", None, &form);
+        let compress = Some(LayerCodec::Zstd);
+        let form = LayerForm { uuid: uuid(2), parent: uuid(1), compress, ..LayerForm::default() };
+        let changes = exported(&pool, "disk@tuesday", Some("monday"), &form);
+        let open = |bytes: &[u8]| {
+            let input = Input::new("layer", Arc::new(MemoryDevice::holding(bytes)));
+            Layer::open(input, &OpenOptions::default()).unwrap()
+        };
+        let top = open(&changes);
+        let sectors: u32 = top.segments().iter().map(|segment| segment.len).sum();
+        assert_eq!(sectors, 1 + 16 + 1, "what changed, and no more");
+        let stack = Stack::new(vec![open(&base), top]).unwrap();
+        stack.require_chain().unwrap();
+        let (mut read, mut wanted) = (vec![0; 8 << 20], vec![0; 8 << 20]);
+        ReadOnly(stack).read_at(ByteOffset::ZERO, &mut read).unwrap();
+        let tuesday = pool.open_snapshot("disk", "tuesday").unwrap();
+        tuesday.read_at(ByteOffset::ZERO, &mut wanted).unwrap();
+        assert!(read == wanted);
+        let wrong = LayerForm { uuid: Some("x".to_owned()), ..LayerForm::default() };
+        let file = tempfile::tempfile().unwrap();
+        let refused = export(&pool, ("disk", None), &wrong, (file.into(), "f"), &Stop::new());
+        assert!(matches!(refused, Err(StoreError::Refused(no)) if no.why == Why::Request));
+    }
+}
