@@ -23,6 +23,7 @@ mod renewal;
 mod root;
 mod session;
 mod transfer;
+mod unpack;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -53,6 +54,13 @@ fn main() -> ExitCode {
     }
     match arguments.as_slice() {
         [option, path] if option == "--agent-socket" => serve_socket(Path::new(path)),
+        [option, rest @ ..] if option == "--unpack-layer" => match unpack::run(rest) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                say!("{error}");
+                ExitCode::FAILURE
+            }
+        },
         [option] if option == "--version" => {
             say!("{}", env!("CARGO_PKG_VERSION"));
             ExitCode::SUCCESS
