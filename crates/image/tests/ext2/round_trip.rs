@@ -121,6 +121,30 @@ fn the_same_tree_gives_the_same_bytes() {
     assert_eq!(latest, (1_700_000_000, 0), "no time is later than SOURCE_DATE_EPOCH");
 }
 
+/// Neither the order in which files were made shows, nor their numbers on the host, nor when it was done.
+#[test]
+fn the_same_files_elsewhere_give_the_same_bytes() {
+    let folder = tempfile::tempdir().unwrap();
+    let written = |backwards: bool| {
+        let source = tempfile::tempdir().unwrap();
+        let mut numbers: Vec<u32> = (0..300).collect();
+        if backwards {
+            numbers.reverse();
+        }
+        fs::create_dir(source.path().join("many")).unwrap();
+        for number in numbers {
+            let name = format!("many/{number} {}", "n".repeat(150));
+            fs::write(source.path().join(name), number.to_string()).unwrap();
+        }
+        let pair = if backwards { ["b", "a"] } else { ["a", "b"] };
+        fs::write(source.path().join(pair[0]), "linked").unwrap();
+        fs::hard_link(source.path().join(pair[0]), source.path().join(pair[1])).unwrap();
+        let options = Options { epoch: Some(1_000_000_000), ..Options::default() };
+        fs::read(image(&plan(source.path(), &options), folder.path())).unwrap()
+    };
+    assert!(written(false) == written(true));
+}
+
 #[test]
 fn free_space_is_as_asked_for() {
     let (source, folder) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());

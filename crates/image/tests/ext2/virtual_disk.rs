@@ -6,9 +6,9 @@ use std::path::Path;
 
 use kiln_block::testing::{Abilities, conforms};
 use kiln_block::{BlockDevice, BlockSource as _, ByteLen, ByteOffset, ExtentKind, ReadOnly};
-use kiln_image::ext2::{Ext2Error, Options};
+use kiln_image::ext2::{Ext2Error, Mapping, Options};
 
-use super::{image, plan};
+use super::{debugfs, image, plan};
 
 const READ_ONLY: Abilities = Abilities { granularity: 1, writable: false };
 
@@ -129,4 +129,103 @@ fn planning_reads_nothing_and_knows_the_size() {
     assert_eq!(summary.size, plan.size());
     assert_eq!(summary.host_files, 4);
     assert_eq!(summary.entries, 7, "four files, one folder, the root and lost+found");
+}
+
+/// Numbers that look random and are the same each time (xorshift).
+fn numbers(mut state: u64) -> impl FnMut() -> u64 {
+    move || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state
+    }
+}
+
+#[test]
+fn many_readers_at_once_see_the_written_image() {
+    let (source, folder) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    some_files(source.path());
+    // More files than are kept open.
+    for number in 0..100_u8 {
+        fs::write(source.path().join(format!("folder/{number}")), vec![number; 5000]).unwrap();
+    }
+    for mapping in [Mapping::Tables, Mapping::Extents] {
+        let options = Options { mapping, free: ByteLen::kib(500), ..Options::default() };
+        let plan = plan(source.path(), &options);
+        let written = fs::read(image(&plan, folder.path())).unwrap();
+        let disk = ReadOnly(plan);
+        std::thread::scope(|scope| {
+            for reader in 1..=4 {
+                let (disk, written) = (&disk, &written);
+                scope.spawn(move || {
+                    let mut next = numbers(reader);
+                    let mut buffer = vec![0; 70_000];
+                    for _ in 0..600 {
+                        let at = usize::try_from(next()).unwrap() % written.len();
+                        let len = usize::try_from(next() % 70_000).unwrap().min(written.len() - at);
+                        disk.read_at(ByteOffset::new(at as u64), &mut buffer[..len]).unwrap();
+                        assert!(buffer[..len] == written[at..at + len], "{len} bytes at {at}");
+                    }
+                });
+            }
+        });
+    }
+}
+
+#[test]
+fn no_more_than_a_few_files_are_open_at_once() {
+    let source = tempfile::tempdir().unwrap();
+    for number in 0..300_u16 {
+        fs::write(source.path().join(number.to_string()), number.to_le_bytes()).unwrap();
+    }
+    let disk = ReadOnly(plan(source.path(), &Options::default()));
+    let mut block = vec![0; 4096];
+    for at in (0..disk.size().get()).step_by(4096) {
+        disk.read_at(ByteOffset::new(at), &mut block).unwrap();
+    }
+    let open = fs::read_dir("/proc/self/fd")
+        .unwrap()
+        .filter_map(|entry| fs::read_link(entry.ok()?.path()).ok())
+        .filter(|path| path.starts_with(source.path()))
+        .count();
+    assert!((1..=32).contains(&open), "{open} files are open");
+}
+
+/// A change races with the copy of the file. Whoever wins, no image has other bytes than those that were planned.
+#[test]
+fn a_file_that_changes_while_an_image_is_written_is_an_error_or_is_not_in_it() {
+    let source = tempfile::tempdir().unwrap();
+    let path = source.path().join("changing");
+    fs::write(&path, vec![1; 6 << 20]).unwrap();
+    for round in 2..14_u8 {
+        let plan = plan(source.path(), &Options::default());
+        let before = fs::read(&path).unwrap();
+        let out = tempfile::NamedTempFile::new().unwrap();
+        let start = std::sync::Barrier::new(2);
+        let written = std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let file = fs::OpenOptions::new().write(true).open(&path).unwrap();
+                start.wait();
+                for at in (0..6 << 20).step_by(1 << 20) {
+                    file.write_all_at(&[round], at + u64::from(round) * 7).unwrap();
+                }
+            });
+            start.wait();
+            plan.write(out.as_file())
+        });
+        match written {
+            Err(error) => {
+                assert!(matches!(&error, Ext2Error::Changed { path: named } if *named == path));
+            }
+            Ok(_) => {
+                let file = debugfs(out.path(), "bmap changing 0").trim().parse::<u64>().unwrap();
+                let image = fs::read(out.path()).unwrap();
+                let start = usize::try_from(file).unwrap() * 4096;
+                assert!(image[start..start + 48 * 1024] == before[..48 * 1024], "round {round}");
+            }
+        }
+    }
+    // With all the changes made, nothing is left to be noticed later.
+    let plan = plan(source.path(), &Options::default());
+    plan.write(&tempfile::tempfile().unwrap()).unwrap();
 }
