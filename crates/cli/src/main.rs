@@ -56,8 +56,8 @@ fn run() -> Result<Exit, Failure> {
         Arguments::command().get_after_help().map(ToString::to_string).unwrap_or_default(),
         reference::exit_codes()
     ));
-    let parsed =
-        command.try_get_matches().and_then(|matches| Arguments::from_arg_matches(&matches));
+    let parsed = command.try_get_matches_from(commands::supermin::as_typed(std::env::args_os()));
+    let parsed = parsed.and_then(|matches| Arguments::from_arg_matches(&matches));
     let arguments = match parsed {
         Ok(arguments) => arguments,
         Err(error) => {

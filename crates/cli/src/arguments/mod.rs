@@ -6,6 +6,7 @@ mod inspect;
 mod layer;
 mod make;
 mod run;
+mod supermin;
 mod transfer;
 mod warm;
 
@@ -27,6 +28,7 @@ pub(crate) use make::{
     JobExecArgs, KernelCommand, KernelFetchArgs, KernelFlavour, KernelNameArgs,
 };
 pub(crate) use run::{MachineArgs, PlanArgs, RunArgs, ShellArgs};
+pub(crate) use supermin::{Made, SuperminArgs};
 pub(crate) use transfer::{
     Backing, DiskExportArgs, DiskImportArgs, DiskReceiveArgs, DiskSendArgs, ImageCompression,
     ImageFormat,
@@ -128,6 +130,7 @@ pub(crate) enum Command {
     /// List and remove saved machines, from which others start
     #[command(subcommand)]
     Warm(WarmCommand),
+    Supermin(SuperminArgs),
     Disk(DiskArgs),
     /// Make, look at and convert overlaybd layers
     #[command(subcommand)]

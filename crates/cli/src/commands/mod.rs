@@ -16,6 +16,7 @@ mod report;
 mod revisit;
 mod run;
 mod shell;
+pub(crate) mod supermin;
 mod target;
 mod warm;
 
@@ -43,6 +44,9 @@ pub(crate) fn dispatch(arguments: Arguments) -> Result<Exit, Failure> {
         Command::Run(args) => run::run(Session::start(&global)?, args),
         Command::Image(command) => image::image(Session::start(&global)?, &command),
         Command::Warm(command) => warm::warm(&Session::start(&global)?, &command),
+        Command::Supermin(args) => {
+            supermin::supermin(&Session::start(&global)?, &args, global.verbose)
+        }
         Command::Disk(args) => disk::disk(&Session::start(&global)?, &args),
         Command::Layer(command) => layer::layer(&Session::start(&global)?, &command),
         Command::Report(args) => report::report(Session::start(&global)?, &args),

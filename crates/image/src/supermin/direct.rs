@@ -44,6 +44,9 @@ pub(super) fn copy_file(from: &Path, to: &Path) -> Result<(), SuperminError> {
     })
 }
 
+/// Fills a buffer from a place on.
+type Read<'r> = dyn FnMut(u64, &mut [u8]) -> Result<(), SuperminError> + 'r;
+
 /// A part of the file, on its way to the disk.
 struct Chunk {
     buffer: Vec<u8>,
@@ -69,7 +72,7 @@ fn write(
     path: &Path,
     len: ByteLen,
     ranges: impl Iterator<Item = (u64, u64)>,
-    read: &mut dyn FnMut(u64, &mut [u8]) -> Result<(), SuperminError>,
+    read: &mut Read<'_>,
 ) -> Result<(), SuperminError> {
     let failed = |error| SuperminError::host("write", path, error);
     let out = create(path).map_err(failed)?;
