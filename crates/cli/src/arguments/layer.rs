@@ -12,6 +12,7 @@ pub(crate) enum LayerCommand {
     Inspect(LayerInspectArgs),
     Verify(LayerVerifyArgs),
     Convert(LayerConvertArgs),
+    Apply(LayerApplyArgs),
     Merge(LayerMergeArgs),
     Create(LayerCreateArgs),
     Commit(LayerCommitArgs),
@@ -40,14 +41,16 @@ pub(crate) struct LayerVerifyArgs {
     pub(crate) files: Vec<PathBuf>,
 }
 
-/// Make a layer of a raw image, or a raw image of layers
+/// Make a layer of an image or of archives, or an image of layers
 ///
-/// Holes and zeros take no space on either side. The file takes its place once it is complete; an existing one is
-/// replaced.
+/// Archives are tars, compressed or not, directories, and OCI images, the lowest first; they become an ext2 file
+/// system, and names that begin with `.wh.` hide what lies below. Holes and zeros take no space on any side. The file
+/// takes its place once it is complete; an existing one is replaced.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   kiln layer convert --to overlaybd --compress zstd --output base.obd root.img
-  kiln layer convert --to raw --output root.img base.obd top.obd")]
+  kiln layer convert --to overlaybd --free 1G --output base.obd layer1.tar.gz layer2.tar.gz
+  kiln layer convert --to qcow2 --output root.qcow2 base.obd top.obd")]
 pub(crate) struct LayerConvertArgs {
     /// What to make
     #[arg(long, value_enum, value_name = "FORMAT")]
@@ -57,8 +60,45 @@ pub(crate) struct LayerConvertArgs {
     #[command(flatten)]
     pub(crate) sealing: LayerSealingArgs,
 
-    /// Layers, the lowest first; or the raw image that becomes one
+    /// Of archives: space for files to come
+    #[arg(long, value_name = "SIZE", default_value = "0", hide_default_value = true,
+        value_parser = str::parse::<ByteLen>)]
+    pub(crate) free: ByteLen,
+
+    /// Layers, the lowest first, or a config.v1.json; a raw or qcow2 image; or archives, the lowest first
     #[arg(value_name = "LAYER", required = true)]
+    pub(crate) layers: Vec<PathBuf>,
+}
+
+/// Make a layer of the files in a tar, above layers with a file system
+///
+/// Names that begin with `.wh.` hide what lies below, as in an OCI layer. Without layers below, a new ext2 file system
+/// is written. Above layers, the files are written by the kernel's own driver of ext4 or ext2 in a machine, and the new
+/// layer holds the sectors that differ afterwards.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  kiln layer apply base.tar.gz --free 1G --output base.obd
+  kiln layer apply change.tar base.obd --output top.obd --compress zstd --tar")]
+pub(crate) struct LayerApplyArgs {
+    /// How the layer is made
+    #[command(flatten)]
+    pub(crate) sealing: LayerSealingArgs,
+
+    /// Of a new file system: space for files to come
+    #[arg(long, value_name = "SIZE", default_value = "0", hide_default_value = true,
+        value_parser = str::parse::<ByteLen>)]
+    pub(crate) free: ByteLen,
+
+    /// The kernel whose driver writes, as for `kiln run`
+    #[arg(long, value_name = "KERNEL")]
+    pub(crate) kernel: Option<String>,
+
+    /// The tar, compressed or not
+    #[arg(value_name = "TAR")]
+    pub(crate) archive: PathBuf,
+
+    /// The layers below, the lowest first
+    #[arg(value_name = "LAYER")]
     pub(crate) layers: Vec<PathBuf>,
 }
 
@@ -176,6 +216,8 @@ pub(crate) struct LayerSealingArgs {
 pub(crate) enum Target {
     /// A sparse raw image
     Raw,
+    /// An image for QEMU
+    Qcow2,
     /// One overlaybd layer
     Overlaybd,
 }

@@ -20,8 +20,8 @@ pub(crate) use inspect::{
     ReplayArgs, ReportArgs, RunsArgs, ShowArgs,
 };
 pub(crate) use layer::{
-    Compress, LayerCommand, LayerCommitArgs, LayerConvertArgs, LayerCreateArgs, LayerInspectArgs,
-    LayerMergeArgs, LayerSealArgs, LayerSealingArgs, LayerVerifyArgs, Target,
+    Compress, LayerApplyArgs, LayerCommand, LayerCommitArgs, LayerConvertArgs, LayerCreateArgs,
+    LayerInspectArgs, LayerMergeArgs, LayerSealArgs, LayerSealingArgs, LayerVerifyArgs, Target,
 };
 pub(crate) use make::{
     ImageBuildArgs, ImageCommand, ImageExt2Args, ImageInspectArgs, ImagePruneArgs, JobCommand,

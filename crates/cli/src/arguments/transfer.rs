@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
+use kiln_overlaybd::Uuid;
 
 /// Make a disk from an image: raw, sparse or not, qcow2, or a block device
 ///
@@ -60,14 +61,17 @@ pub(crate) enum Backing {
     Any,
 }
 
-/// Write a disk or snapshot to an image: raw and sparse, or qcow2
+/// Write a disk or snapshot to an image, raw and sparse or qcow2, or as an overlaybd layer
 ///
 /// The file takes its place once it is complete; an existing one is replaced. With `-` the image goes to stdout, a raw
-/// one with all its zeros.
+/// one with all its zeros. A layer with `--from` holds the sectors that changed since that snapshot, and belongs on
+/// the layer that holds it.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   kiln disk export base base.img
   kiln disk export base@ready ready.qcow2 --compress zstd
+  kiln disk export base@monday base.obd --layer
+  kiln disk export base@tuesday tuesday.obd --layer --from monday --parent UUID
   kiln disk export base - | ssh HOST 'dd of=/dev/sdb bs=4M'")]
 pub(crate) struct DiskExportArgs {
     /// A disk, or a snapshot as NAME@SNAP
@@ -82,9 +86,29 @@ pub(crate) struct DiskExportArgs {
     #[arg(long, value_name = "FORMAT", value_enum)]
     pub(crate) to_format: Option<ImageFormat>,
 
-    /// Compress a qcow2 image: zstd, or deflate for QEMU before 5.1
+    /// Compress a qcow2 image: zstd, or deflate for QEMU before 5.1; a layer: zstd instead of lz4
     #[arg(long, value_name = "HOW", value_enum)]
     pub(crate) compress: Option<ImageCompression>,
+
+    /// Write an overlaybd layer
+    #[arg(long, help_heading = "Layers", conflicts_with = "to_format")]
+    pub(crate) layer: bool,
+
+    /// The snapshot of the same disk that the layers below hold
+    #[arg(long, value_name = "SNAP", help_heading = "Layers", requires = "layer")]
+    pub(crate) from: Option<String>,
+
+    /// Wrap the layer in a tar, as registries want it
+    #[arg(long, help_heading = "Layers", requires = "layer")]
+    pub(crate) tar: bool,
+
+    /// Which layer it is; by default a random one
+    #[arg(long, help_heading = "Layers", requires = "layer")]
+    pub(crate) uuid: Option<Uuid>,
+
+    /// Which layer it is to lie on
+    #[arg(long, value_name = "UUID", help_heading = "Layers", requires = "layer")]
+    pub(crate) parent: Option<Uuid>,
 }
 
 /// How an image is compressed.

@@ -48,7 +48,7 @@ pub(crate) fn dispatch(arguments: Arguments) -> Result<Exit, Failure> {
             supermin::supermin(&Session::start(&global)?, &args, global.verbose)
         }
         Command::Disk(args) => disk::disk(&Session::start(&global)?, &args),
-        Command::Layer(command) => layer::layer(&Session::start(&global)?, &command),
+        Command::Layer(command) => layer::layer(Session::start(&global)?, &command),
         Command::Report(args) => report::report(Session::start(&global)?, &args),
         Command::Publish(args) => report::publish(Session::start(&global)?, &args),
         Command::Shell(args) => shell::shell(Session::start(&global)?, &args),

@@ -124,6 +124,62 @@ fn an_upper_is_made_committed_and_sealed() {
 }
 
 #[test]
+fn a_qcow2_image_and_layers_become_each_other() {
+    let kiln = Kiln::new();
+    image(&kiln);
+    let convert = |to: &str, output: &str, from: &str, more: &[&str]| {
+        let words = ["layer", "convert", "--to", to, "--output", output, from];
+        kiln.run(&[&words[..], more].concat()).exits(0);
+    };
+    convert("qcow2", "a.qcow2", "disk.img", &[]);
+    convert("overlaybd", "l.obd", "a.qcow2", &["--compress", "zstd"]);
+    convert("qcow2", "b.qcow2", "l.obd", &["--compress", "zstd"]);
+    assert!(read(&kiln, "b.qcow2").starts_with(b"QFI\xfb"));
+    convert("overlaybd", "m.obd", "b.qcow2", &["--compress", "none"]);
+    convert("raw", "b.img", "m.obd", &[]);
+    assert!(read(&kiln, "disk.img") == read(&kiln, "b.img"));
+    let to = ["layer", "convert", "--to", "qcow2", "--output", "o", "l.obd"];
+    kiln.run(&[&to[..], &["--compress", "lz4"]].concat()).exits(2).complains(&["zstd"]);
+    kiln.run(&[&to[..], &["--tar"]].concat()).exits(2);
+    nothing_is_left(&kiln);
+}
+
+/// A tar of entries: a name, and bytes for a file.
+fn archive(entries: &[(&str, Option<&[u8]>)]) -> Vec<u8> {
+    let mut tar = tar::Builder::new(Vec::new());
+    for (name, bytes) in entries {
+        let mut header = tar::Header::new_ustar();
+        let kind =
+            if bytes.is_some() { tar::EntryType::Regular } else { tar::EntryType::Directory };
+        header.set_entry_type(kind);
+        header.set_mode(0o755);
+        header.set_uid(0);
+        header.set_gid(0);
+        header.set_mtime(1);
+        header.set_size(bytes.map_or(0, |bytes| bytes.len() as u64));
+        tar.append_data(&mut header, name, bytes.unwrap_or_default()).expect("it is in memory");
+    }
+    tar.into_inner().expect("it is in memory")
+}
+
+#[test]
+fn archives_become_a_layer_with_a_file_system_in_which_whiteouts_hide() {
+    let kiln = Kiln::new();
+    kiln.write("a.tar", archive(&[("d", None), ("d/old", Some(b"old")), ("keep", Some(b"kept"))]));
+    kiln.write("b.tar", archive(&[("d/.wh.old", Some(b"")), ("d/new", Some(b"new content"))]));
+    let to = ["layer", "convert", "--to", "overlaybd", "--output", "l.obd", "--free", "1M"];
+    kiln.run(&[&to[..], &["a.tar", "b.tar"]].concat()).exits(0);
+    kiln.run(&["layer", "convert", "--to", "raw", "--output", "l.img", "l.obd"]).exits(0);
+    let image = read(&kiln, "l.img");
+    assert_eq!(image[1080..1082], [0x53, 0xef], "the magic of ext2");
+    let holds = |what: &[u8]| image.windows(what.len()).any(|bytes| bytes == what);
+    assert!(holds(b"new content") && holds(b"kept") && !holds(b"old"), "what shows is there");
+    let mixed = ["layer", "convert", "--to", "raw", "--output", "o", "a.tar", "l.obd"];
+    kiln.run(&mixed).exits(2).complains(&["no such thing"]);
+    nothing_is_left(&kiln);
+}
+
+#[test]
 fn damage_is_named_and_leaves_no_output() {
     let kiln = Kiln::new();
     let mut layer = std::fs::read(format!("{DATA}/c_stack/l1.obd")).expect("it is kept");

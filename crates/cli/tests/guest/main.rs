@@ -6,6 +6,7 @@ mod disks;
 mod faults;
 mod frontends;
 mod interruption;
+mod layers;
 mod outcomes;
 mod room;
 mod root;

@@ -9,8 +9,8 @@ use kiln_block::{ByteLen, FileDevice};
 use kiln_qcow2::Qcow2Error;
 use kiln_qcow2::chain::{self, Allow, Link};
 use kiln_store::{
-    BackingImage, Compression, Format, Progress, Range, Reply, Request, Stop, Store,
-    contents::BLOCK,
+    BackingImage, Compression, Format, LayerCodec, LayerForm, Progress, Range, Reply, Request,
+    Stop, Store, contents::BLOCK,
 };
 use serde_json::json;
 use tempfile::NamedTempFile;
@@ -19,6 +19,7 @@ use super::{out_ranges, pool, stream};
 use crate::arguments::{
     Backing, DiskExportArgs, DiskImportArgs, DiskVerifyArgs, ImageCompression, ImageFormat,
 };
+use crate::commands::layer;
 use crate::exit::Exit;
 use crate::failure::{Explain as _, Failure};
 use crate::session::Session;
@@ -180,6 +181,9 @@ pub(super) fn export(
     path: &Path,
     args: &DiskExportArgs,
 ) -> Result<Exit, Failure> {
+    if args.layer {
+        return export_layer(session, path, args);
+    }
     let pipe = args.file.as_os_str() == "-";
     let named_qcow2 =
         args.file.extension().is_some_and(|found| found.eq_ignore_ascii_case("qcow2"));
@@ -210,6 +214,46 @@ pub(super) fn export(
     if session.json() {
         session.out_json(&json!({
             "name": args.name, "path": args.file, "size": size, "written": written,
+        }))?;
+    } else {
+        terminal::out_line(&shown)?;
+    }
+    Ok(Exit::Success)
+}
+
+/// `kiln disk export --layer`
+fn export_layer(session: &Session, path: &Path, args: &DiskExportArgs) -> Result<Exit, Failure> {
+    let slip = |text: &str| Failure::new(Exit::Usage, text);
+    if args.file.as_os_str() == "-" {
+        return Err(slip("a layer cannot be written to a pipe").hint("name a file"));
+    }
+    let compress = match args.compress {
+        None => LayerCodec::Lz4,
+        Some(ImageCompression::Zstd) => LayerCodec::Zstd,
+        Some(ImageCompression::Deflate) => {
+            return Err(slip("a layer is not compressed with deflate").hint("--compress zstd"));
+        }
+    };
+    let uuid = args.uuid.map_or_else(layer::random, Ok)?.to_string();
+    let form = LayerForm {
+        compress: Some(compress),
+        tar: args.tar,
+        uuid: Some(uuid.clone()),
+        parent: args.parent.map(|parent| parent.to_string()),
+    };
+    let output = Output::beside(&args.file)?;
+    let shown = args.file.display().to_string();
+    let store = pool::owner(session, path)?;
+    let (name, from, file) = (args.name.clone(), args.from.clone(), shown.clone());
+    let request = Request::ExportLayer { name, from, file, form };
+    let reply = ask(&store, request, vec![output.file()?])?;
+    let Reply::Copied { size, written, .. } = reply else {
+        return Err(pool::unexpected(&reply));
+    };
+    output.persist()?;
+    if session.json() {
+        session.out_json(&json!({
+            "name": args.name, "path": args.file, "size": size, "written": written, "uuid": uuid,
         }))?;
     } else {
         terminal::out_line(&shown)?;

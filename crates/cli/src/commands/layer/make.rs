@@ -1,38 +1,23 @@
-//! Layers, raw images and uppers that are made.
+//! Layers and uppers that are made.
 
-use std::fs::File;
-use std::io::Read as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use kiln_block::{BlockDevice, ByteLen, FileDevice, ReadOnly};
-use kiln_overlaybd::{
-    Codec, Layer, LayerError, NewUpper, Packing, Sealing, Stack, Upper, Uuid, Written, pack,
-};
-use kiln_store::Stop;
-use kiln_store::contents::{self, Named};
+use kiln_block::ByteLen;
+use kiln_overlaybd::{Codec, Layer, LayerError, NewUpper, Packing, Sealing, Upper, Uuid, Written};
 use serde_json::json;
 
 use super::output::{Stoppable, begin, finish, folder_of, listen, sync};
+use super::sources::stack;
 use super::{open, refused};
 use crate::arguments::{
-    Compress, LayerCommitArgs, LayerConvertArgs, LayerCreateArgs, LayerMergeArgs, LayerSealArgs,
-    LayerSealingArgs, Target,
+    Compress, LayerCommitArgs, LayerCreateArgs, LayerMergeArgs, LayerSealArgs, LayerSealingArgs,
 };
-use crate::commands::disk::pool;
 use crate::exit::Exit;
 use crate::failure::{Explain as _, Failure};
 use crate::session::Session;
-use crate::{hostile, terminal};
-
-/// `kiln layer convert`
-pub(crate) fn convert(session: &Session, args: &LayerConvertArgs) -> Result<Exit, Failure> {
-    match args.to {
-        Target::Raw => to_raw(session, &args.sealing, &args.layers),
-        Target::Overlaybd => from_raw(session, &args.sealing, &args.layers),
-    }
-}
+use crate::terminal;
 
 /// `kiln layer merge`
 pub(crate) fn merge(session: &Session, args: &LayerMergeArgs) -> Result<Exit, Failure> {
@@ -105,75 +90,8 @@ fn place(from: &Path, to: &Path) -> Result<(), Failure> {
     sync(folder_of(to))
 }
 
-fn to_raw(session: &Session, args: &LayerSealingArgs, layers: &[PathBuf]) -> Result<Exit, Failure> {
-    let of_layers = args.compress.is_some() || args.block_size.is_some() || args.tar;
-    if of_layers || args.uuid.is_some() || args.parent.is_some() {
-        let text = "a raw image has no compression, tar, UUID or parent";
-        return Err(Failure::new(Exit::Usage, text).hint("leave those flags out"));
-    }
-    let disk = ReadOnly(stack(layers)?);
-    let size = BlockDevice::size(&disk);
-    if size == ByteLen::ZERO {
-        let text = "no layer says how large the disk is";
-        return Err(Failure::new(Exit::Usage, text).hint("give the layers below too"));
-    }
-    let tried = || format!("cannot write {}", args.output.display());
-    let enough = listen()?;
-    let file = begin(&args.output)?;
-    file.as_file().set_len(size.get()).tried(tried).exits(Exit::Setup)?;
-    let target = FileDevice::open(file.path(), false).exits(Exit::Setup)?;
-    let (from, to) = (names(layers), args.output.display().to_string());
-    contents::copy(
-        Named { device: &disk, name: &from },
-        Named { device: &target, name: &to },
-        &Stop::from(enough),
-        &mut |_| {},
-    )
-    .map_err(|error| pool::refused(error.into()))?;
-    finish(file, &args.output)?;
-    told(session, &args.output)
-}
-
-fn from_raw(
-    session: &Session,
-    args: &LayerSealingArgs,
-    layers: &[PathBuf],
-) -> Result<Exit, Failure> {
-    let [image] = layers else {
-        let text = format!("one raw image becomes a layer, and {} were given", layers.len());
-        return Err(Failure::new(Exit::Usage, text).hint("kiln layer merge takes layers"));
-    };
-    let disk = FileDevice::open(image, true).exits(Exit::Usage)?;
-    let name = image.display().to_string();
-    let mut start = Vec::new();
-    let read = File::open(image).and_then(|file| file.take(8).read_to_end(&mut start));
-    read.tried(|| format!("cannot read {name}")).exits(Exit::InfrastructureBroke)?;
-    // One that is damaged must not be wrapped as if it were a disk.
-    if start.starts_with(b"LSMT") || start.starts_with(b"ZFile") || open(image).is_ok() {
-        let text = format!("{name} is a layer and not a raw image");
-        return Err(Failure::new(Exit::Usage, text).hint("kiln layer merge takes layers"));
-    }
-    let disk: Arc<dyn BlockDevice> = Arc::new(disk);
-    let sealing = sealing(args, None)?;
-    write(session, &args.output, |file| pack(&name, &disk, file, &sealing))
-}
-
-/// Layers on each other; one that belongs on another is told and no obstacle.
-fn stack(paths: &[PathBuf]) -> Result<Stack, Failure> {
-    let layers = paths.iter().map(|path| open(path)).collect::<Result<Vec<_>, _>>();
-    let stack = Stack::new(layers.map_err(refused)?).map_err(refused)?;
-    for mismatch in stack.chain_mismatches() {
-        terminal::say(&format!("warning: {}", hostile::line(&mismatch.to_string())));
-    }
-    Ok(stack)
-}
-
-fn names(paths: &[PathBuf]) -> String {
-    let names: Vec<_> = paths.iter().map(|path| path.display().to_string()).collect();
-    names.join(", ")
-}
-
-fn sealing(args: &LayerSealingArgs, uuid: Option<Uuid>) -> Result<Sealing, Failure> {
+/// How the flags say that a layer is to be sealed; one that does not say which it is becomes `uuid`.
+pub(super) fn sealing(args: &LayerSealingArgs, uuid: Option<Uuid>) -> Result<Sealing, Failure> {
     let size = args.block_size.map_or(4096, ByteLen::get);
     let block_size = match u32::try_from(size) {
         Ok(size) if size.is_power_of_two() && (4096..=65536).contains(&size) => size,
@@ -198,7 +116,7 @@ fn sealing(args: &LayerSealingArgs, uuid: Option<Uuid>) -> Result<Sealing, Failu
 }
 
 /// Writes a layer, which must open before it takes its place.
-fn write(
+pub(super) fn write(
     session: &Session,
     path: &Path,
     make: impl FnOnce(Stoppable) -> Result<Written<Stoppable>, LayerError>,
@@ -219,7 +137,8 @@ fn write(
     told(session, path)
 }
 
-fn random() -> Result<Uuid, Failure> {
+/// An identity that no other layer has.
+pub(crate) fn random() -> Result<Uuid, Failure> {
     let mut bytes = [0; 16];
     rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())?;
     bytes[6] = bytes[6] & 0x0f | 0x40;
@@ -228,7 +147,7 @@ fn random() -> Result<Uuid, Failure> {
 }
 
 /// Says what was made.
-fn told(session: &Session, path: &Path) -> Result<Exit, Failure> {
+pub(super) fn told(session: &Session, path: &Path) -> Result<Exit, Failure> {
     if session.json() {
         let bytes = std::fs::metadata(path).map(|found| found.len()).unwrap_or_default();
         session.out_json(&json!({"path": path, "bytes": bytes}))?;

@@ -1,29 +1,34 @@
 //! `kiln layer`: overlaybd layers in files.
 
+mod apply;
+mod convert;
 mod look;
 mod make;
 mod output;
+mod sources;
 
 use std::path::Path;
 
 use kiln_block::DeviceError;
 use kiln_overlaybd::{Input, Layer, LayerError, OpenOptions};
 
+pub(crate) use self::make::random;
 use crate::arguments::LayerCommand;
 use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::session::Session;
 
 /// `kiln layer`
-pub(crate) fn layer(session: &Session, command: &LayerCommand) -> Result<Exit, Failure> {
+pub(crate) fn layer(session: Session, command: &LayerCommand) -> Result<Exit, Failure> {
     match command {
-        LayerCommand::Inspect(args) => look::inspect(session, args),
-        LayerCommand::Verify(args) => look::verify(session, args),
-        LayerCommand::Convert(args) => make::convert(session, args),
-        LayerCommand::Merge(args) => make::merge(session, args),
-        LayerCommand::Create(args) => make::create(session, args),
-        LayerCommand::Commit(args) => make::commit(session, args),
-        LayerCommand::Seal(args) => make::seal(session, args),
+        LayerCommand::Apply(args) => apply::apply(session, args),
+        LayerCommand::Inspect(args) => look::inspect(&session, args),
+        LayerCommand::Verify(args) => look::verify(&session, args),
+        LayerCommand::Convert(args) => convert::convert(&session, args),
+        LayerCommand::Merge(args) => make::merge(&session, args),
+        LayerCommand::Create(args) => make::create(&session, args),
+        LayerCommand::Commit(args) => make::commit(&session, args),
+        LayerCommand::Seal(args) => make::seal(&session, args),
     }
 }
 
