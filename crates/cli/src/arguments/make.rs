@@ -138,6 +138,10 @@ pub(crate) struct ImageExt2Args {
     /// Its name, up to 16 bytes
     #[arg(long, value_name = "NAME", default_value = "")]
     pub(crate) label: String,
+
+    /// Make it ext4 without a journal, whose extents take less room for large files; `mount -t ext2` refuses it
+    #[arg(long)]
+    pub(crate) extents: bool,
 }
 
 /// Names one image.

@@ -4,7 +4,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
 use kiln_image::archive::{ArchiveError, ContainerImage, Looks, Reference, Stretch};
-use kiln_image::ext2::{Ext2Error, Options, Plan, Tree};
+use kiln_image::ext2::{Ext2Error, Mapping, Options, Plan, Tree};
 use kiln_image::packages::Packages;
 use serde_json::json;
 
@@ -36,8 +36,9 @@ pub(crate) fn ext2(session: &Session, args: &ImageExt2Args) -> Result<Exit, Fail
     if !args.packages.is_empty() {
         add_packages(&mut tree, &args.packages)?;
     }
-    let options =
-        Options { free: args.free, epoch, label: args.label.clone(), ..Options::default() };
+    let mapping = if args.extents { Mapping::Extents } else { Mapping::Tables };
+    let label = args.label.clone();
+    let options = Options { free: args.free, epoch, label, mapping, ..Options::default() };
     let plan = Plan::new(tree, &options).map_err(unusable)?;
     for note in plan.notes() {
         terminal::say(&format!("note: {}", hostile::line(note)));
