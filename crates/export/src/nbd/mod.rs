@@ -19,6 +19,7 @@ mod channel;
 mod execution;
 mod listener;
 mod negotiation;
+mod reception;
 mod secured;
 mod server;
 mod tls;
@@ -31,6 +32,7 @@ pub use address::{Address, ParseAddressError};
 pub use channel::{Channel, Socket};
 pub use listener::{ListenError, Listener};
 pub use negotiation::NegotiationError;
+pub use reception::Reception;
 pub use server::Server;
 pub use tls::{Clients, Tls, TlsError};
 

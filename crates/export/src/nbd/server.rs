@@ -3,14 +3,13 @@
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
-use std::thread::{self, JoinHandle};
+use std::thread;
 use std::time::{Duration, Instant};
-
-use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 
 use super::address::Address;
 use super::channel::Socket;
 use super::listener::{ListenError, Listener};
+use super::reception::Reception;
 use super::tls::Tls;
 use crate::Exports;
 
@@ -20,13 +19,10 @@ const MOST_CLIENTS: usize = 256;
 /// Serves disks on one address until it is stopped or dropped.
 #[derive(Debug)]
 pub struct Server {
-    address: Address,
     clients: Arc<Clients>,
     /// Whether clients have to start TLS.
     secured: bool,
-    /// Written to when no more clients are wanted.
-    enough: Arc<OwnedFd>,
-    accepting: Option<JoinHandle<()>>,
+    reception: Reception,
 }
 
 #[derive(Debug, Default)]
@@ -65,33 +61,21 @@ impl Server {
 
     fn run(listener: Listener, exports: Exports, tls: Option<Tls>) -> Result<Server, ListenError> {
         let secured = tls.is_some();
-        let address = listener.address().clone();
-        let failed = |act| {
-            let address = address.to_string();
-            move |source| ListenError::Io { act, address, source }
-        };
-        let enough =
-            eventfd(0, EventfdFlags::CLOEXEC).map_err(|errno| failed("listen on")(errno.into()))?;
-        let enough = Arc::new(enough);
         let clients = Arc::new(Clients::default());
-        let accepting = {
-            let (clients, enough) = (Arc::clone(&clients), Arc::clone(&enough));
-            thread::Builder::new()
-                .name("nbd-accept".to_owned())
-                .spawn(move || accept(&listener, &enough, &clients, &(exports, tls)))
-                .map_err(failed("start a thread for"))?
-        };
-        Ok(Server { address, clients, secured, enough, accepting: Some(accepting) })
+        let (inside, service) = (Arc::clone(&clients), (exports, tls));
+        let reception =
+            Reception::open(listener, "nbd-accept", move |fd| welcome(fd, &inside, &service))?;
+        Ok(Server { clients, secured, reception })
     }
 
     /// Where clients connect; with the port that was found free if none was named.
     pub fn address(&self) -> &Address {
-        &self.address
+        self.reception.address()
     }
 
     /// How clients name an export here: an NBD URI. It does not say where their certificates are.
     pub fn uri(&self, export: &str) -> String {
-        let uri = self.address.uri(export);
+        let uri = self.address().uri(export);
         match uri.strip_prefix("nbd").filter(|_| self.secured) {
             Some(rest) => format!("nbds{rest}"),
             None => uri,
@@ -112,11 +96,9 @@ impl Server {
     }
 
     fn end(&mut self, grace: Duration) -> usize {
-        let Some(accepting) = self.accepting.take() else { return 0 };
-        // The counter cannot overflow: it is written once.
-        let _ = rustix::io::write(&self.enough, &1_u64.to_ne_bytes());
-        // A panic there has been told on stderr; clients are served by other threads.
-        let _ = accepting.join();
+        if !self.reception.close() {
+            return 0;
+        }
         let mut state = self.clients.lock();
         state.stopping = true;
         for socket in state.sockets.values() {
@@ -179,31 +161,6 @@ impl Drop for Present {
 
 /// What is served, and what clients need to be told of it.
 type Service = (Exports, Option<Tls>);
-
-fn accept(listener: &Listener, enough: &OwnedFd, clients: &Arc<Clients>, service: &Service) {
-    loop {
-        let mut waiting =
-            [PollFd::new(listener, PollFlags::IN), PollFd::new(enough, PollFlags::IN)];
-        if poll(&mut waiting, None).is_err() {
-            continue;
-        }
-        if !waiting[1].revents().is_empty() {
-            return;
-        }
-        match listener.accept() {
-            Ok(Some(fd)) => welcome(fd, clients, service),
-            Ok(None) => {}
-            // Out of descriptors or memory: others have to leave before anybody can come.
-            Err(_) => wait_for_room(enough),
-        }
-    }
-}
-
-/// A pause that ends early when the server stops.
-fn wait_for_room(enough: &OwnedFd) {
-    let pause = rustix::time::Timespec { tv_sec: 0, tv_nsec: 50_000_000 };
-    let _ = poll(&mut [PollFd::new(enough, PollFlags::IN)], Some(&pause));
-}
 
 fn welcome(fd: OwnedFd, clients: &Arc<Clients>, service: &Service) {
     let socket = Arc::new(Socket::new(fd));

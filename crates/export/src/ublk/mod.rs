@@ -13,8 +13,10 @@
 //! ```
 
 mod control;
+mod helpers;
 mod queue;
 mod wire;
+mod work;
 
 use std::fmt;
 use std::fs::{File, OpenOptions};
@@ -29,7 +31,7 @@ use control::Controller;
 use queue::Queue;
 use wire::Parameters;
 
-/// Queues of a device at most; each has a thread and its own memory.
+/// Queues of a device at most; each has a thread, and helpers while the disk makes its callers wait.
 const MOST_QUEUES: usize = 4;
 /// Requests that wait in one queue.
 const DEPTH: u16 = 64;

@@ -1,22 +1,23 @@
-//! One queue of a device: its thread receives requests and carries them out.
+//! One queue of a device: its thread receives requests, and carries out those that are brief.
 
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::FileExt;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr::NonNull;
 use std::sync::mpsc::SyncSender;
+use std::thread;
 
 use io_uring::{IoUring, opcode, types};
-use kiln_block::{BlockDevice, ByteLen, ByteOffset, DeviceError};
-use rustix::io::Errno;
+use kiln_block::BlockDevice;
+use rustix::event::PollFlags;
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 
-use super::wire::{Io, Operation, Request, data_at, io, requests_at};
-use crate::errno::errno_of;
+use super::helpers::Helpers;
+use super::wire::{Io, Request, io, requests_at};
+use super::work::Work;
 
-const SECTOR: u64 = 512;
+/// What the ring calls the signal of helpers; tags are smaller.
+const SIGNAL: u64 = u64::MAX;
 
 /// A queue and what is behind it.
 pub(super) struct Queue<'a> {
@@ -27,29 +28,48 @@ pub(super) struct Queue<'a> {
     pub(super) largest_io: u32,
 }
 
+/// What a queue's thread works with.
+struct Tools {
+    ring: IoUring,
+    requests: Requests,
+    helpers: Helpers,
+}
+
+/// Lets helpers go however the queue's thread ends.
+struct EndAfterwards<'a>(&'a Helpers);
+
+impl Drop for EndAfterwards<'_> {
+    fn drop(&mut self) {
+        self.0.end();
+    }
+}
+
 impl Queue<'_> {
     /// Attends the queue until the device is stopped. Says when it is ready, or why it will never be.
-    /// Everything has to happen on one thread: the kernel knows a queue by it.
+    /// What the kernel is told has to come from one thread: it knows a queue by it.
     pub(super) fn attend(&self, ready: SyncSender<io::Result<()>>) {
         match self.prepare() {
-            Ok((ring, requests)) => {
+            Ok(tools) => {
                 // Nobody listens any more when another queue has failed; then this one is ended soon.
                 let _ = ready.send(Ok(()));
                 drop(ready);
-                self.serve(ring, &requests);
+                self.serve(tools);
             }
             Err(error) => drop(ready.send(Err(error))),
         }
     }
 
-    fn prepare(&self) -> io::Result<(IoUring, Requests)> {
+    fn prepare(&self) -> io::Result<Tools> {
         let requests = Requests::map(self.file, self.number, self.depth)?;
-        let mut ring = IoUring::new(u32::from(self.depth))?;
+        let helpers = Helpers::new()?;
+        // An entry for each tag, and one for the signal of helpers.
+        let mut ring = IoUring::new(u32::from(self.depth) + 1)?;
         for tag in 0..self.depth {
             self.push(&mut ring, tag, Io::Fetch, 0);
         }
+        await_signal(&mut ring, &helpers);
         ring.submit()?;
-        Ok((ring, requests))
+        Ok(Tools { ring, requests, helpers })
     }
 
     fn push(&self, ring: &mut IoUring, tag: u16, what: Io, result: i32) {
@@ -62,81 +82,55 @@ impl Queue<'_> {
         debug_assert!(pushed.is_ok(), "the ring has an entry for every tag");
     }
 
-    fn serve(&self, mut ring: IoUring, requests: &Requests) {
-        let mut memory = vec![0; usize::try_from(self.largest_io).unwrap_or(0)];
+    fn serve(&self, tools: Tools) {
+        let Tools { mut ring, requests, helpers } = tools;
+        let work = Work::new(self.file, self.device, self.number, self.largest_io);
+        let mut memory = work.memory();
         let mut awaited = self.depth;
-        let mut arrived = Vec::with_capacity(usize::from(self.depth));
-        while awaited > 0 {
-            match ring.submit_and_wait(1) {
-                Ok(_) => {}
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                // Without the ring there is nothing to be done; the kernel ends the device.
-                Err(_) => return,
-            }
-            arrived.extend(ring.completion().map(|done| (done.user_data(), done.result())));
-            for (tag, result) in arrived.drain(..) {
-                let Ok(tag) = u16::try_from(tag) else { continue };
-                if result < 0 {
-                    // The device is being stopped: this tag has had its last request.
-                    awaited -= 1;
-                    continue;
+        let mut arrived = Vec::with_capacity(usize::from(self.depth) + 1);
+        thread::scope(|scope| {
+            let _end = EndAfterwards(&helpers);
+            while awaited > 0 {
+                match ring.submit_and_wait(1) {
+                    Ok(_) => {}
+                    Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                    // Without the ring there is nothing to be done; the kernel ends the device.
+                    Err(_) => return,
                 }
-                let result = self.carry_out(tag, requests.get(tag), &mut memory);
-                self.push(&mut ring, tag, Io::CommitAndFetch, result);
+                arrived.extend(ring.completion().map(|done| (done.user_data(), done.result())));
+                for (event, result) in arrived.drain(..) {
+                    if event == SIGNAL {
+                        for (tag, result) in helpers.answers() {
+                            self.push(&mut ring, tag, Io::CommitAndFetch, result);
+                        }
+                        await_signal(&mut ring, &helpers);
+                        continue;
+                    }
+                    let Ok(tag) = u16::try_from(event) else { continue };
+                    if result < 0 {
+                        // The device is being stopped: this tag has had its last request.
+                        awaited -= 1;
+                        continue;
+                    }
+                    let request = requests.get(tag);
+                    if !work.is_brief(request) && helpers.hand(scope, &work, tag, request) {
+                        continue;
+                    }
+                    let result = work.carry_out(tag, request, &mut memory);
+                    self.push(&mut ring, tag, Io::CommitAndFetch, result);
+                }
             }
-        }
+        });
     }
+}
 
-    /// Does what the kernel wants; the bytes that were done, or a negative error number.
-    fn carry_out(&self, tag: u16, request: Request, memory: &mut [u8]) -> i32 {
-        let done = catch_unwind(AssertUnwindSafe(|| self.try_to(tag, request, memory)));
-        match done {
-            Ok(Ok(count)) => i32::try_from(count).unwrap_or(0),
-            Ok(Err(errno)) => -errno,
-            Err(_) => -Errno::IO.raw_os_error(),
-        }
-    }
-
-    fn try_to(&self, tag: u16, request: Request, memory: &mut [u8]) -> Result<usize, i32> {
-        let failed = |error: DeviceError| errno_of(&error);
-        let broken = |error: io::Error| error.raw_os_error().unwrap_or(Errno::IO.raw_os_error());
-        let invalid = || Errno::INVAL.raw_os_error();
-        if request.operation == Operation::Flush {
-            // Where it starts means nothing, and is no sector either.
-            return self.device.flush().map(|()| 0).map_err(failed);
-        }
-        let at = request.start.checked_mul(SECTOR).map(ByteOffset::new).ok_or_else(invalid)?;
-        let len = ByteLen::new(u64::from(request.sectors) * SECTOR);
-        let count = len.to_usize().unwrap_or(usize::MAX);
-        let data = data_at(self.number, tag);
-        let done = match request.operation {
-            Operation::Read => {
-                let memory = memory.get_mut(..count).ok_or_else(invalid)?;
-                self.device.read_at(at, memory).map_err(failed)?;
-                self.file.write_all_at(memory, data).map_err(broken)?;
-                count
-            }
-            Operation::Write => {
-                let memory = memory.get_mut(..count).ok_or_else(invalid)?;
-                self.file.read_exact_at(memory, data).map_err(broken)?;
-                self.device.write_at(at, memory).map_err(failed)?;
-                count
-            }
-            Operation::Discard => {
-                self.device.discard(at, len).map_err(failed)?;
-                0
-            }
-            Operation::WriteZeroes => {
-                self.device.write_zeroes(at, len, request.keep_allocated).map_err(failed)?;
-                0
-            }
-            Operation::Flush | Operation::Unknown(_) => return Err(Errno::OPNOTSUPP.raw_os_error()),
-        };
-        if request.fua && matches!(request.operation, Operation::Write | Operation::WriteZeroes) {
-            self.device.flush().map_err(failed)?;
-        }
-        Ok(done)
-    }
+fn await_signal(ring: &mut IoUring, helpers: &Helpers) {
+    let readable = u32::from(PollFlags::IN.bits());
+    let entry =
+        opcode::PollAdd::new(types::Fd(helpers.signal()), readable).build().user_data(SIGNAL);
+    // SAFETY: the command names no memory of this process.
+    let pushed = unsafe { ring.submission().push(&entry) };
+    debug_assert!(pushed.is_ok(), "the ring has an entry for it");
 }
 
 /// The memory in which the kernel says what it wants; one request for each tag.

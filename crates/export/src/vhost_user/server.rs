@@ -1,28 +1,21 @@
 //! A server: one disk, one socket, one front-end after another.
 
 use std::net::Shutdown;
-use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread::{self, JoinHandle};
-
-use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 
 use super::Options;
 use super::notice::Notices;
 use crate::Export;
-use crate::nbd::Address;
-use crate::nbd::{ListenError, Listener};
+use crate::nbd::{Address, ListenError, Listener, Reception};
 
 /// Serves a disk until it is stopped or dropped.
 #[derive(Debug)]
 pub struct Server {
     path: PathBuf,
     shared: Arc<Shared>,
-    /// Written to when no more front-ends are wanted.
-    enough: Arc<OwnedFd>,
-    accepting: Option<JoinHandle<()>>,
+    reception: Reception,
 }
 
 #[derive(Debug, Default)]
@@ -51,24 +44,13 @@ impl Server {
     /// that lives, or a file of another kind, is left alone. The path goes with the server. A second
     /// front-end waits until the first has left.
     pub fn start(path: &Path, export: Export, options: Options) -> Result<Server, ListenError> {
-        let address = Address::Unix(path.to_owned());
-        let listener = Listener::bind(&address)?;
-        let failed = |act| {
-            let address = address.to_string();
-            move |source| ListenError::Io { act, address, source }
-        };
-        let enough =
-            eventfd(0, EventfdFlags::CLOEXEC).map_err(|errno| failed("listen on")(errno.into()))?;
-        let enough = Arc::new(enough);
+        let listener = Listener::bind(&Address::Unix(path.to_owned()))?;
         let shared = Arc::new(Shared::default());
-        let accepting = {
-            let (shared, enough) = (Arc::clone(&shared), Arc::clone(&enough));
-            thread::Builder::new()
-                .name("vhost".to_owned())
-                .spawn(move || accept(&listener, &enough, &shared, &export, &options))
-                .map_err(failed("start a thread for"))?
-        };
-        Ok(Server { path: path.to_owned(), shared, enough, accepting: Some(accepting) })
+        let welcomed = Arc::clone(&shared);
+        let reception = Reception::open(listener, "vhost", move |fd| {
+            attend(UnixStream::from(fd), &welcomed, &export, &options);
+        })?;
+        Ok(Server { path: path.to_owned(), shared, reception })
     }
 
     /// Where front-ends connect.
@@ -94,9 +76,7 @@ impl Server {
     }
 
     fn end(&mut self) {
-        let Some(accepting) = self.accepting.take() else { return };
-        // The counter cannot overflow: it is written once.
-        let _ = rustix::io::write(&self.enough, &1_u64.to_ne_bytes());
+        self.reception.begin_to_close();
         {
             let mut current = self.shared.current();
             current.stopping = true;
@@ -105,42 +85,13 @@ impl Server {
                 let _ = socket.shutdown(Shutdown::Both);
             }
         }
-        // A panic there has been told on stderr.
-        let _ = accepting.join();
+        self.reception.close();
     }
 }
 
 impl Drop for Server {
     fn drop(&mut self) {
         self.end();
-    }
-}
-
-fn accept(
-    listener: &Listener,
-    enough: &OwnedFd,
-    shared: &Shared,
-    export: &Export,
-    options: &Options,
-) {
-    loop {
-        let mut waiting =
-            [PollFd::new(listener, PollFlags::IN), PollFd::new(enough, PollFlags::IN)];
-        if poll(&mut waiting, None).is_err() {
-            continue;
-        }
-        if !waiting[1].revents().is_empty() {
-            return;
-        }
-        match listener.accept() {
-            Ok(Some(fd)) => attend(UnixStream::from(fd), shared, export, options),
-            Ok(None) => {}
-            // Out of descriptors or memory: a pause that ends early when the server stops.
-            Err(_) => {
-                let pause = rustix::time::Timespec { tv_sec: 0, tv_nsec: 50_000_000 };
-                let _ = poll(&mut [PollFd::new(enough, PollFlags::IN)], Some(&pause));
-            }
-        }
     }
 }
 
