@@ -35,7 +35,7 @@ pub use error::LayerError;
 pub use input::Input;
 pub use lsmt::{Layer, Lookup, Segment};
 pub use raw::{pack, pack_changes};
-pub use sealed::{Flaw, check};
+pub use sealed::{Flaw, check, check_layer};
 pub use stack::{ChainMismatch, MOST_LAYERS, Stack};
 pub use trace::{Trace, Traced};
 pub use upper::{NewUpper, Upper};

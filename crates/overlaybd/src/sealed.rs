@@ -31,6 +31,11 @@ pub fn check(input: Input, options: &OpenOptions, limit: usize) -> Vec<Flaw> {
         Ok(layer) => layer,
         Err(error) => return vec![Flaw::Unreadable(error)],
     };
+    check_layer(&layer, limit)
+}
+
+/// Checks every block of a layer that is open, and so keeps the rules of its index.
+pub fn check_layer(layer: &Layer, limit: usize) -> Vec<Flaw> {
     let mut flaws = Vec::new();
     if let Some(zfile) = layer.zfile() {
         flaws.extend(zfile.damaged_blocks(limit).into_iter().map(Flaw::Lost));

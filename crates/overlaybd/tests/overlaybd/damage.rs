@@ -3,7 +3,9 @@
 
 use kiln_block::testing::Dice;
 use kiln_block::{BlockDevice, ByteOffset};
-use kiln_overlaybd::{Config, Flaw, Layer, LayerError, NewUpper, Sealing, Stack, Upper, check};
+use kiln_overlaybd::{
+    Config, Flaw, Layer, LayerError, NewUpper, Sealing, Stack, Upper, ZFile, check,
+};
 
 use crate::files::{
     committed, disk, input, kept, large, layer, options, replayed, sha256, stack, whole,
@@ -56,7 +58,7 @@ fn every_broken_rule_of_a_layer_is_named_with_its_place() {
         let words = [start | len << 50, at | zeroed << 55];
         words.iter().flat_map(|word| word.to_le_bytes()).collect::<Vec<u8>>()
     };
-    let cases: [(&str, usize, Vec<u8>, usize, &str); 14] = [
+    let cases: [(&str, usize, Vec<u8>, usize, &str); 16] = [
         ("no magic", 0, vec![0], 0, "no magic of an LSMT file"),
         ("second magic", 9, vec![0], 0, "no magic of an LSMT file"),
         ("header is a trailer", 28, vec![6], 28, "has a trailer's flags"),
@@ -83,6 +85,8 @@ fn every_broken_rule_of_a_layer_is_named_with_its_place() {
         ("unsorted", index, entry(2000, 4, 8, 0), index + 16, "starts at sector"),
         ("in the header", index, entry(0, 1, 7, 0), index, "outside of the data"),
         ("behind the data", index, entry(0, 1, 1 << 40, 1), index, "outside of the data"),
+        ("data behind the data", index, entry(0, 1, 1 << 40, 0), index, "outside of the data"),
+        ("overlapping", index, entry(0, 16383, 8, 1), index + 16, "within or before the last one"),
     ];
     for (name, at, patch, place, rule) in cases {
         let mut bytes = sound.clone();
@@ -141,6 +145,42 @@ fn every_broken_rule_of_a_zfile_is_named_with_its_place() {
     put(&mut bytes, 32, &[0x0b]);
     put(&mut bytes, table, &40_000u32.to_le_bytes());
     assert!(refusal("long", &bytes).contains("behind the start of the jump table"));
+}
+
+#[test]
+fn a_block_that_unpacks_to_more_than_a_block_is_refused_in_bounded_memory() {
+    let bomb = vec![0u8; 64 << 20];
+    for (algo, packed) in [
+        (1, lz4::block::compress(&bomb[..16 << 20], None, false).unwrap()),
+        (2, zstd::bulk::compress(&bomb, 3).unwrap()),
+    ] {
+        // One block of 64 KiB that holds all of it; without digests nothing else is wrong.
+        let mut file = vec![0; 512];
+        put(&mut file, 0, b"ZFile\0\x01\0tuji.yyf@Alibaba");
+        put(&mut file, 32, &[0x0b]);
+        put(&mut file, 40, &(512 + packed.len() as u64).to_le_bytes());
+        put(&mut file, 48, &[1]);
+        put(&mut file, 56, &65536u64.to_le_bytes());
+        put(&mut file, 72, &65536u32.to_le_bytes());
+        put(&mut file, 76, &[algo]);
+        let table = u32::try_from(packed.len()).unwrap().to_le_bytes();
+        let file = [file, packed, table.to_vec()].concat();
+        let opened = ZFile::open(input("bomb", &file), options().cache, 1);
+        let told = match opened {
+            Err(error) => error.to_string(),
+            Ok(zfile) => {
+                let disk = kiln_block::ReadOnly(zfile);
+                disk.read_at(ByteOffset::ZERO, &mut [0; 4096]).unwrap_err().to_string()
+            }
+        };
+        assert!(told.contains("bomb"), "{told}");
+        assert!(told.contains("malformed") || told.contains("cannot take"), "{told}");
+    }
+    // A disk of an exabyte in a file of a few bytes.
+    let mut bytes = zfile();
+    put(&mut bytes, 32, &[0x0b]);
+    put(&mut bytes, 56, &(1u64 << 60).to_le_bytes());
+    assert!(refusal("exabyte", &bytes).contains("hold less than"));
 }
 
 #[test]
