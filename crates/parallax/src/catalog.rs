@@ -122,6 +122,11 @@ impl State {
         }
     }
 
+    /// Whether it stands for a snapshot whose record was lost.
+    pub(crate) fn stands_in(&self) -> bool {
+        self.is == Is::Snapshot && self.owner == self.id
+    }
+
     fn decode(bytes: &[u8]) -> Result<Option<State>, &'static str> {
         let is = match bytes[0] {
             0 => return Ok(None),
@@ -201,6 +206,8 @@ pub(crate) struct Catalog {
     pub(crate) next_id: u64,
     /// Why reclaiming stopped: a map that is to be given up cannot be read. Its space stays taken.
     pub(crate) reclaim_stopped: Option<PoolError>,
+    /// The latest epoch of a stand-in for a snapshot whose record was lost.
+    stood_in: Option<u64>,
 }
 
 /// A root that starts as a hole.
@@ -214,24 +221,57 @@ impl Default for Root {
 }
 
 impl Catalog {
-    /// Takes the records of a stored page.
-    pub(crate) fn load_page(&mut self, page: u64, bytes: &[u8]) -> Result<(), PoolError> {
+    /// Takes the records of a stored page. With `losses`, those that make no sense are named there and left out.
+    pub(crate) fn load_page(
+        &mut self,
+        page: u64,
+        bytes: &[u8],
+        mut losses: Option<&mut Vec<String>>,
+    ) -> Result<(), PoolError> {
         for (slot, record) in (page * PER_PAGE..).zip(bytes.chunks_exact(RECORD)) {
-            let damaged = |what: &str| PoolError::Damaged {
-                found: format!("{what} in page {page} of the catalog"),
+            let found = match State::decode(record) {
+                Ok(Some(state)) if self.states.contains_key(&state.id) => {
+                    Err("an id that is used twice")
+                }
+                found => found,
             };
-            match State::decode(record).map_err(damaged)? {
-                None => {
+            match found {
+                Ok(Some(state)) => self.enter(Box::new(Kept { state, slot })),
+                Ok(None) => {
                     self.free_slots.insert(slot);
                 }
-                Some(state) if self.states.contains_key(&state.id) => {
-                    return Err(damaged("an id that is used twice"));
+                Err(what) => {
+                    let found = format!("{what} in page {page} of the catalog");
+                    let Some(losses) = &mut losses else {
+                        return Err(PoolError::Damaged { found });
+                    };
+                    self.free_slots.insert(slot);
+                    losses.push(found);
                 }
-                Some(state) => self.enter(Box::new(Kept { state, slot })),
             }
         }
         self.pages = self.pages.max(page + 1);
         Ok(())
+    }
+
+    /// Forgets where it is stored, so that the next checkpoint stores all of it.
+    pub(crate) fn store_anew(&mut self) {
+        self.root = Root::default();
+        self.leaves.clear();
+        self.dirty = (0..self.pages).collect();
+        let used: BTreeSet<u64> = self.states.values().map(|kept| kept.slot).collect();
+        self.free_slots = (0..self.pages * PER_PAGE).filter(|slot| !used.contains(slot)).collect();
+    }
+
+    /// A stand-in that nothing descends from any more is of no use. Called once all records are there.
+    pub(crate) fn forget_stand_ins(&mut self) {
+        let useless =
+            |state: &&State| state.stands_in() && self.children_of(state.id).next().is_none();
+        let useless: Vec<u64> = self.all().filter(useless).map(|state| state.id).collect();
+        useless.into_iter().for_each(|id| self.remove(id));
+        self.stood_in = self.all().filter(|state| state.stands_in()).map(|s| s.epoch).max();
+        let hidden: Vec<u64> = self.leaving.iter().copied().collect();
+        hidden.into_iter().for_each(|id| self.note_ready(id));
     }
 
     /// A parent that is missing or leads in a circle, or an id that is yet to be given, would be believed for ever.
@@ -323,12 +363,19 @@ impl Catalog {
             self.ready.remove(&(urgency, id));
         }
         let urgency = match self.get(id) {
-            Some(state) if state.hidden && state.cursor > 0 => 0,
             Some(state) if state.is == Is::GivenUp => 1,
+            // Whoever it stands in for may have descended from this one, and be why it has to stay.
+            Some(state) if self.may_be_needed(state) => return,
+            Some(state) if state.hidden && state.cursor > 0 => 0,
             Some(state) if state.hidden && self.children_of(id).nth(1).is_none() => 2,
             _ => return,
         };
         self.ready.insert((urgency, id));
+    }
+
+    fn may_be_needed(&self, state: &State) -> bool {
+        let older = self.stood_in.is_some_and(|epoch| state.epoch < epoch);
+        older && !(state.cursor > 0 && self.children_of(state.id).count() == 1)
     }
 
     /// The bytes of a page.

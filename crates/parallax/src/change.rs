@@ -95,7 +95,7 @@ impl Core {
         self.release_aside();
         match made {
             Ok(root) => {
-                self.space.unmap(&fresh.replaced);
+                self.space.unmap_nodes(&fresh.replaced);
                 self.made_nodes.fetch_add(fresh.placed.len(), Ordering::Relaxed);
                 frozen.is_stored(catalog, root);
                 Ok(())

@@ -70,6 +70,7 @@ struct Cut {
     closed: Instant,
     heads: Vec<Frozen>,
     freed: Vec<Run>,
+    freed_nodes: Vec<Run>,
     /// Gathered until then and not in the log, which is why nobody else may write to the log.
     records: Option<Vec<u8>>,
     /// How many records were ever gathered.
@@ -196,6 +197,7 @@ impl Core {
             closed,
             heads,
             freed: self.space.take_freed(),
+            freed_nodes: self.space.take_freed_nodes(),
             records: Some(records),
             upto,
             batch: 0,
@@ -304,7 +306,8 @@ impl Core {
             }
         };
         let mut gone = cut.freed.clone();
-        gone.extend(self.space.unstore(&fresh.replaced));
+        let mut gone_nodes = cut.freed_nodes.clone();
+        gone_nodes.extend(self.space.unstore(&fresh.replaced));
         let mut catalog = self.catalog();
         for (frozen, root) in cut.heads.iter().zip(roots) {
             frozen.is_stored(&mut catalog, root);
@@ -313,7 +316,7 @@ impl Core {
         let moves = self.reclaim_some(&mut catalog, share, &mut gone);
         catalog.forget_closed(|lease| self.space.give_back(lease));
         let next = self.generation.load(Ordering::Acquire) + 1;
-        let stored = self.collect(commit, &mut catalog, next, &mut gone).map(|pages| {
+        let stored = self.collect(commit, &mut catalog, next, &mut gone_nodes).map(|pages| {
             let superblock = Superblock {
                 uuid: self.uuid,
                 generation: next,
@@ -356,6 +359,8 @@ impl Core {
         self.counters.checkpoints.add(1);
         self.unwritten_mut().clear();
         self.space.settle(&gone);
+        // What only the checkpoint before has is kept for as long as that is: should the catalog rot, it leads to everything.
+        self.space.settle(&std::mem::replace(&mut commit.kept, gone_nodes));
         self.leaving.store(leaving, Ordering::Release);
         Ok((outcome, cut))
     }
@@ -381,6 +386,7 @@ impl Core {
         self.release_aside();
         cut.heads.into_iter().for_each(|frozen| self.thaw(frozen));
         self.space.put_freed_back(cut.freed);
+        self.space.put_freed_nodes_back(cut.freed_nodes);
         if let Some(records) = cut.records {
             self.gathering.put_back(records);
         }
@@ -421,6 +427,11 @@ impl Core {
         gone: &mut Vec<Run>,
     ) -> Result<Pages, PoolError> {
         let mut pages = Pages::default();
+        // A block that leads to all of the catalog is never the only one that does: what two checkpoints have in common, one
+        // rotten bit takes from both.
+        if catalog.dirty.is_empty() && catalog.pages > 0 {
+            catalog.dirty.insert(generation % catalog.pages);
+        }
         self.store_catalog(catalog, &mut pages, gone)?;
         let slot = generation & 1;
         let map_from = self.layout.map_start + slot * self.layout.map_pages;
@@ -486,6 +497,11 @@ impl Core {
         self.check_fence()?;
         let slot = ByteOffset::new((superblock.generation & 1) * 2 * BLOCK_LEN);
         let bytes = superblock.encode();
+        if self.mending.load(Ordering::Acquire) {
+            // What is there tells the next repair where to look, and goes only once this one is whole.
+            self.device.write_at(slot, &bytes[..]).map_err(PoolError::device("write"))?;
+            self.sync(Pace::Now)?;
+        }
         let copies = [IoSlice::new(&bytes[..]), IoSlice::new(&bytes[..])];
         self.device.write_vectored_at(slot, &copies).map_err(PoolError::device("write"))?;
         self.sync(pace)?;

@@ -28,6 +28,8 @@ use crate::wal::Gathering;
 #[derive(Debug)]
 pub(crate) struct Commit {
     pub(crate) map_used: u64,
+    /// Nodes and pages of the catalog that the checkpoint before the last has, and the last has not.
+    pub(crate) kept: Vec<Run>,
 }
 
 pub(crate) struct Core {
@@ -75,6 +77,8 @@ pub(crate) struct Core {
     pub(crate) reclaiming: AtomicBool,
     /// Deleted states whose space was not free when the last checkpoint was done, and those deleted since.
     pub(crate) leaving: AtomicUsize,
+    /// The catalog was damaged and is not stored again yet.
+    pub(crate) mending: AtomicBool,
     pub(crate) poisoned: AtomicBool,
     pub(crate) fenced: AtomicBool,
     /// Whether the device may be asked to grow; false once it refused.

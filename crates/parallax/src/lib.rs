@@ -47,6 +47,7 @@ mod opened;
 mod pool;
 mod reclaim;
 mod replay;
+mod salvage;
 mod space;
 mod stats;
 pub mod stream;

@@ -14,10 +14,10 @@ use crate::format::{
     index, same,
 };
 use crate::log::Log;
-use crate::node::{Entry, FANOUT, Kind, ROOT_LEVEL};
+use crate::node::{Entry, FANOUT, Kind};
 use crate::space::Space;
 use crate::stats::Counters;
-use crate::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
+use crate::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use crate::sync::{Mutex, RwLock};
 
 /// What can be chosen about a pool.
@@ -151,7 +151,7 @@ pub(crate) fn open(
         gathering: crate::wal::Gathering::default(),
         epoch: AtomicU64::new(superblock.epoch),
         generation: AtomicU64::new(superblock.generation),
-        commit: Mutex::new(Commit { map_used: superblock.map_used }),
+        commit: Mutex::new(Commit { map_used: superblock.map_used, kept: Vec::new() }),
         sync: Mutex::default(),
         syncs: crate::syncs::Syncs::default(),
         log: Mutex::new(Log {
@@ -173,6 +173,7 @@ pub(crate) fn open(
         dirty_most: cache / BLOCK / 4,
         reclaiming: AtomicBool::new(false),
         leaving: AtomicUsize::new(0),
+        mending: AtomicBool::new(false),
         poisoned: AtomicBool::new(false),
         fenced: AtomicBool::new(false),
         grows: Mutex::new(true),
@@ -180,12 +181,30 @@ pub(crate) fn open(
         bell,
         losses: Vec::new(),
     };
-    *core.catalog() = core.read_catalog(&superblock)?;
+    let mut older = None;
+    let mut catalog = match core.read_catalog(&superblock, None) {
+        Err(error @ PoolError::Damaged { .. }) if rebuild => {
+            let salvaged = core.salvage(&superblock, error)?;
+            core.losses = salvaged.losses;
+            older = salvaged.older;
+            core.mending.store(true, Ordering::Release);
+            if older.is_some() {
+                // The superblock that is still good is the last to be written over.
+                core.generation.fetch_add(1, Ordering::AcqRel);
+            }
+            salvaged.catalog
+        }
+        read => read?,
+    };
+    catalog.forget_stand_ins();
+    *core.catalog() = catalog;
+    let mending = core.mending.load(Ordering::Acquire);
     if rebuild {
         // Before anything is allocated: so far nothing is known to be taken.
-        core.losses = core.rebuild_map(stored);
+        let problems = core.rebuild_map(stored, mending);
+        core.losses.extend(problems);
     }
-    let replayed = core.replay(&superblock, rebuild)?;
+    let replayed = core.replay(&superblock, older.as_ref(), rebuild)?;
     core.losses.extend(replayed.losses);
     {
         let mut log = core.log();
@@ -194,6 +213,13 @@ pub(crate) fn open(
     }
     core.checkpoint(|_, _| Ok(()))?;
     replayed.named.into_iter().for_each(|run| core.space.release_unused(run));
+    if mending {
+        // Now that all of it is stored, what nothing reaches is free.
+        core.mending.store(false, Ordering::Release);
+        let taken = core.space.bits();
+        core.rebuild_map(taken, false);
+        core.checkpoint(|_, _| Ok(()))?;
+    }
     Ok(core)
 }
 
@@ -223,10 +249,11 @@ fn read_map(
 
 impl Core {
     /// Makes the free map from what the disks' maps reach. Where a map cannot be read, what the stored one says stays
-    /// taken, so that nothing is given away that may be reached. Says what cannot be read.
-    fn rebuild_map(&self, stored: Vec<u64>) -> Vec<String> {
+    /// taken, so that nothing is given away that may be reached; `all` of that stays taken where maps are known to be
+    /// missing. Says what cannot be read.
+    fn rebuild_map(&self, stored: Vec<u64>, all: bool) -> Vec<String> {
         let (mut used, problems) = self.reached_blocks();
-        if !problems.is_empty() {
+        if all || !problems.is_empty() {
             let first = index(self.layout.data_start);
             let end = index(self.space.end());
             for (place, (used, stored)) in used.iter_mut().zip(stored).enumerate() {
@@ -242,35 +269,71 @@ impl Core {
             .collect()
     }
 
-    fn read_catalog(&self, superblock: &Superblock) -> Result<Catalog, PoolError> {
+    /// Reads the catalog of a checkpoint. With `losses`, what cannot be read is named there and left out.
+    pub(crate) fn read_catalog(
+        &self,
+        superblock: &Superblock,
+        mut losses: Option<&mut Vec<String>>,
+    ) -> Result<Catalog, PoolError> {
         let mut catalog = Catalog::default();
         catalog.next_id = superblock.next_id;
         catalog.root = Root(superblock.catalog);
-        let mut bytes = vec![0; BLOCK];
-        let mut from = 0;
-        while let Some(number) = self.next_stored(catalog.root.0, ROOT_LEVEL, 0, from)? {
-            let leaf = self.stored_leaf(catalog.root.0, number)?;
+        let root = catalog.root.0;
+        // Each is a block of the pool.
+        if superblock.catalog_pages > self.space.end() {
+            let found = format!("{} pages of a catalog", superblock.catalog_pages);
+            return Err(PoolError::Damaged { found });
+        }
+        // Pages lie in a row; of what no node leads to any more, all that is known is that it is gone.
+        for number in 0..superblock.catalog_pages.div_ceil(FANOUT) {
+            let leaf = match self.stored_leaf(root, number) {
+                Ok(leaf) => leaf,
+                Err(PoolError::Damaged { found }) if losses.is_some() => {
+                    let first = number * FANOUT;
+                    let what = format!("{found}; pages {first} and on of the catalog");
+                    losses.as_deref_mut().into_iter().for_each(|losses| losses.push(what.clone()));
+                    continue;
+                }
+                Err(error) => return Err(error),
+            };
             for (place, entry) in leaf.mapped() {
                 let page = number * FANOUT + place as u64;
-                if entry.kind != Kind::Data || !self.space.holds(entry.block) {
-                    return Err(PoolError::Damaged {
-                        found: format!("page {page} of the catalog"),
-                    });
+                match (self.read_catalog_page(superblock, page, entry), &mut losses) {
+                    (Ok(bytes), losses) => {
+                        catalog.load_page(page, &bytes, losses.as_deref_mut())?;
+                    }
+                    (Err(PoolError::Damaged { found }), Some(losses)) => {
+                        losses.push(format!("{found}, with up to 16 disks and snapshots"));
+                    }
+                    (Err(error), _) => return Err(error),
                 }
-                let at = ByteOffset::new(entry.block * BLOCK_LEN);
-                self.device.read_at(at, &mut bytes).map_err(PoolError::device("read"))?;
-                let right = same(entry.crc, self.sums.data(page, &bytes));
-                if !right || page >= superblock.catalog_pages {
-                    let found = format!("a wrong checksum of page {page} of the catalog");
-                    return Err(PoolError::Damaged { found });
-                }
-                catalog.load_page(page, &bytes)?;
             }
             catalog.leaves.insert(number, leaf);
-            from = number + 1;
         }
         catalog.pages = superblock.catalog_pages;
-        catalog.check()?;
+        if losses.is_none() {
+            catalog.check()?;
+        }
         Ok(catalog)
+    }
+
+    fn read_catalog_page(
+        &self,
+        superblock: &Superblock,
+        page: u64,
+        entry: Entry,
+    ) -> Result<Vec<u8>, PoolError> {
+        let damaged = |found: String| PoolError::Damaged { found };
+        if entry.kind != Kind::Data || !self.space.holds(entry.block) {
+            return Err(damaged(format!("page {page} of the catalog")));
+        }
+        let mut bytes = vec![0; BLOCK];
+        let at = ByteOffset::new(entry.block * BLOCK_LEN);
+        self.device.read_at(at, &mut bytes).map_err(PoolError::device("read"))?;
+        let right = same(entry.crc, self.sums.data(page, &bytes));
+        if !right || page >= superblock.catalog_pages {
+            return Err(damaged(format!("a wrong checksum of page {page} of the catalog")));
+        }
+        Ok(bytes)
     }
 }

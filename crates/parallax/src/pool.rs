@@ -203,11 +203,15 @@ impl Pool {
     /// how they descend from each other.
     pub fn lineage(&self) -> Vec<Relative> {
         let catalog = self.core.catalog();
-        let visible = |state: &&State| state.is != Is::GivenUp && !state.hidden;
+        let visible =
+            |state: &&State| state.is != Is::GivenUp && !state.hidden && !state.stands_in();
         let parent = |state: &State| {
             let mut next = catalog.get(state.parent)?;
             while next.hidden {
                 next = catalog.get(next.parent)?;
+            }
+            if next.stands_in() {
+                return None;
             }
             catalog.get(next.owner).map(|disk| (disk.name.clone(), next.name.clone()))
         };
@@ -548,7 +552,8 @@ fn describe(catalog: &Catalog, state: &State) -> DiskInfo {
 
 /// Disk and snapshot that a state evolved from.
 fn origin(catalog: &Catalog, state: &State) -> Option<(String, String)> {
-    let parent = catalog.get(state.parent).filter(|parent| !parent.hidden)?;
+    let parent =
+        catalog.get(state.parent).filter(|parent| !parent.hidden && !parent.stands_in())?;
     catalog.get(parent.owner).map(|disk| (disk.name.clone(), parent.name.clone()))
 }
 

@@ -31,15 +31,32 @@ impl Core {
     pub(crate) fn replay(
         &self,
         superblock: &Superblock,
+        older: Option<&Superblock>,
         repair: bool,
     ) -> Result<Replayed, PoolError> {
-        let (batches, end) = self.read_log(superblock)?;
+        let (mut batches, end) = self.read_log(superblock)?;
         let mut done = Replayed { batches: batches.len() as u64, ..Replayed::default() };
         match self.refuse_a_gap(superblock, done.batches, end) {
             Err(PoolError::Damaged { found }) if repair => done.losses.push(found),
             sound => sound?,
         }
-        let durable = batches.iter().map(|(durable, _)| *durable).max().unwrap_or(0);
+        let mut durable = batches.iter().map(|(durable, _)| *durable).max().unwrap_or(0);
+        let mut first = superblock.wal_batch;
+        if let Some(older) = older {
+            // What was logged before the newer checkpoint was durable when that was.
+            durable = durable.max(superblock.wal_batch);
+            let (mut before, _) = self.read_log(older)?;
+            let wanted = superblock.wal_batch - older.wal_batch;
+            before.truncate(index(wanted));
+            if (before.len() as u64) < wanted {
+                let what =
+                    "the log from one checkpoint to the next, and with it what was written then";
+                done.losses.push(what.to_owned());
+            } else {
+                first = older.wal_batch;
+                batches.splice(0..0, before);
+            }
+        }
         // No node that is made meanwhile may take the place of data that a later record names.
         for record in batches.iter().flat_map(|(_, records)| records) {
             if let Record::Map { block, crcs, .. } = record {
@@ -48,7 +65,7 @@ impl Core {
             }
         }
         let mut lost = false;
-        for ((_, records), number) in batches.iter().zip(superblock.wal_batch..) {
+        for ((_, records), number) in batches.iter().zip(first..) {
             for record in records {
                 match self.replay_record(record, number < durable, lost) {
                     Ok(more) => lost |= more,
@@ -195,7 +212,10 @@ impl Core {
             let old = map.get(index(lba % FANOUT));
             if !old.is_hole() {
                 head.referenced.fetch_sub(1, Ordering::Relaxed);
-                if place.owns(number..number + 1, old.birth) && self.space.holds(old.block) {
+                // Of a pool that is mended, what was let go of may be another's already.
+                let owned = place.owns(number..number + 1, old.birth)
+                    && !self.mending.load(Ordering::Acquire);
+                if owned && self.space.holds(old.block) {
                     self.space.unmap(&[old.block]);
                 }
             }

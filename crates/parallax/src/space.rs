@@ -76,6 +76,8 @@ pub(crate) struct Space {
     hand: Mutex<Hand>,
     /// Unmapped since the last checkpoint began.
     freed: Mutex<Vec<Run>>,
+    /// Nodes among them, which are kept for one checkpoint more.
+    freed_nodes: Mutex<Vec<Run>>,
     waiting: AtomicU64,
     standing: AtomicBool,
     later: Mutex<Vec<Later>>,
@@ -114,6 +116,7 @@ impl Space {
             stale: (0..pages).map(|_| AtomicU8::new(3)).collect(),
             hand: Mutex::new(Hand { busy, next: layout.data_start, free, virgin, roomy: 0 }),
             freed: Mutex::new(Vec::new()),
+            freed_nodes: Mutex::new(Vec::new()),
             waiting: AtomicU64::new(0),
             standing: AtomicBool::new(false),
             later: Mutex::new(Vec::new()),
@@ -148,6 +151,10 @@ impl Space {
 
     fn freed(&self) -> MutexGuard<'_, Vec<Run>> {
         self.freed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn freed_nodes(&self) -> MutexGuard<'_, Vec<Run>> {
+        self.freed_nodes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn later(&self) -> MutexGuard<'_, Vec<Later>> {
@@ -382,6 +389,29 @@ impl Space {
             self.note(run, false);
         }
         self.add_freed(run);
+    }
+
+    /// The same for nodes.
+    pub(crate) fn unmap_nodes(&self, blocks: &[u64]) {
+        for run in blocks.chunk_by(|a, b| a + 1 == *b) {
+            let run = self.within(Run { start: run[0], len: run.len() as u64 });
+            if run.len > 0 {
+                if !self.put_off(run, false) {
+                    self.note(run, false);
+                }
+                self.freed_nodes().push(run);
+            }
+        }
+    }
+
+    /// Nodes that the checkpoint that begins now does not have any more.
+    pub(crate) fn take_freed_nodes(&self) -> Vec<Run> {
+        std::mem::take(&mut *self.freed_nodes())
+    }
+
+    /// The checkpoint that took them came to nothing.
+    pub(crate) fn put_freed_nodes_back(&self, runs: Vec<Run>) {
+        self.freed_nodes().extend(runs);
     }
 
     fn add_freed(&self, run: Run) {

@@ -14,7 +14,7 @@ const POOL: ByteLen = ByteLen::mib(2);
 
 /// Half of the orders are drawn evenly, half so that few switches are at odd places.
 fn in_many_orders(test: impl Fn() + Send + Sync + Clone + 'static) {
-    let count = if std::env::var_os("KILN_LONG").is_some() { 10_000 } else { 60 };
+    let count = if std::env::var_os("KILN_LONG").is_some() { 4000 } else { 60 };
     run(RandomScheduler::new(count), test.clone());
     run(PctScheduler::new(3, count), test);
 }

@@ -97,7 +97,7 @@ fn disks_that_are_written_snapshotted_cloned_verified_and_reclaimed_at_once_hold
         pool.create_disk(&name, ByteLen::new(BLOCKS * 4096), &DiskOptions::default()).unwrap();
     }
     let done = AtomicBool::new(false);
-    let count = rounds(600, 20_000);
+    let count = rounds(600, 12_000);
     let holds = std::thread::scope(|scope| {
         let writers: Vec<_> = (0..WRITERS)
             .map(|writer| {

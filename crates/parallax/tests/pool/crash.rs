@@ -202,7 +202,7 @@ fn a_log_that_goes_round_survives_a_power_cut_after_any_step() {
 
 #[test]
 fn any_mixture_survives_a_power_cut() {
-    for seed in 0..rounds(3, 400) {
+    for seed in 0..rounds(3, 100) {
         let mut dice = Dice::seeded(seed + 1);
         let mut ops = vec![Op::Create("a", 3072), Op::Create("b", 2304)];
         let count = 14 + usize::try_from(dice.below(10)).unwrap();

@@ -34,18 +34,24 @@ fn example() -> (Vec<u8>, Model) {
     (device.to_vec(), model)
 }
 
+/// Blocks that are in use, and the sector of the log's last batch. That, and its data (the sixes), cannot be told from what a
+/// power cut tore.
+fn places(bytes: &[u8]) -> (Vec<usize>, usize) {
+    let used = (0..bytes.len() / 4096)
+        .filter(|block| bytes[block * 4096..][..4096].iter().any(|byte| ![0, 6].contains(byte)))
+        .collect();
+    let last = bytes.chunks(512).rposition(|sector| sector.starts_with(b"KPXw"));
+    (used, last.unwrap())
+}
+
 #[test]
 fn a_flipped_bit_is_an_error_or_harmless_and_never_wrong_data() {
     let (bytes, model) = example();
     let mut dice = Dice::seeded(5);
-    let used: Vec<usize> = (0..bytes.len() / 4096)
-        .filter(|block| bytes[block * 4096..][..4096].iter().any(|byte| ![0, 6].contains(byte)))
-        .collect();
-    // The log's last batch, and its data (the sixes), cannot be told from what a power cut tore.
-    let last_batch = bytes.chunks(512).rposition(|sector| sector.starts_with(b"KPXw")).unwrap();
+    let (used, last_batch) = places(&bytes);
     let (mut refused, mut found, mut harmless) = (0, 0, 0);
     for block in used {
-        for _ in 0..rounds(3, 300) {
+        for _ in 0..rounds(3, 150) {
             let at = block * 4096 + usize::try_from(dice.below(4096)).unwrap();
             if at / 512 == last_batch {
                 continue;
@@ -142,9 +148,7 @@ fn sectors_are_right_or_errors(pool: &Pool, model: &Model, latest: bool, of: &st
 #[test]
 fn a_pool_damaged_in_many_places_gives_errors_and_never_wrong_data() {
     let (bytes, model) = example();
-    let used: Vec<usize> = (0..bytes.len() / 4096)
-        .filter(|block| bytes[block * 4096..][..4096].iter().any(|byte| *byte != 0))
-        .collect();
+    let (used, last_batch) = places(&bytes);
     let mut opened = 0;
     for seed in 0..rounds(60, 3000) {
         let mut dice = Dice::seeded(seed + 1);
@@ -152,7 +156,9 @@ fn a_pool_damaged_in_many_places_gives_errors_and_never_wrong_data() {
         for _ in 0..1 + seed % 12 {
             let block = used[usize::try_from(dice.below(used.len() as u64)).unwrap()];
             let at = block * 4096 + usize::try_from(dice.below(4096)).unwrap();
-            bytes[at] ^= 1 << dice.below(8);
+            if at / 512 != last_batch {
+                bytes[at] ^= 1 << dice.below(8);
+            }
         }
         let device = Arc::new(MemoryDevice::holding(&bytes));
         let of = format!("seed {seed}");
@@ -193,7 +199,6 @@ fn what_repair_leaves_out_is_named() {
         let mut bytes = bytes.clone();
         bytes[block * 4096 + 2000] ^= 1;
         let device = Arc::new(MemoryDevice::holding(&bytes));
-        // Those of the catalog's map say what disks there are.
         let Ok(pool) = Pool::repair(device, &small()) else { continue };
         let unread = ["a", "b"].into_iter().find(|name| {
             let mut byte = [0];
@@ -202,6 +207,10 @@ fn what_repair_leaves_out_is_named() {
             read.is_err()
         });
         let losses = pool.losses().join("; ");
+        if losses.starts_with("the newest catalog") {
+            assert!(losses.contains("the checkpoint before") && unread.is_none(), "{losses}");
+            continue;
+        }
         assert_eq!(losses.is_empty(), unread.is_none(), "{losses}");
         if let Some(name) = unread {
             assert!(losses.starts_with(&format!("{name}: ")), "{losses}");

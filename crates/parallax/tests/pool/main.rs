@@ -11,4 +11,5 @@ mod golden;
 mod growth;
 mod promises;
 mod regressions;
+mod salvage;
 mod world;

@@ -55,7 +55,7 @@ fn what_was_settled_outlives_the_process_even_on_a_disk_to_be_thrown_away() {
 
 #[test]
 fn a_pool_agrees_with_a_plain_model_whatever_is_done_to_it() {
-    for seed in 0..rounds(12, 2000) {
+    for seed in 0..rounds(12, 1000) {
         let mut dice = Dice::seeded(seed + 77);
         let device = Arc::new(MemoryDevice::new(ByteLen::mib(16)));
         let mut pool = pool_on(device.clone());
