@@ -116,3 +116,83 @@ fn put_node(record: &mut [u8], room: usize, depth: u16, entries: &[Entry]) {
         slot[4..].copy_from_slice(place);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::super::geometry::Geometry;
+    use super::super::mapping::block_count;
+    use super::*;
+
+    fn word(bytes: &[u8], at: usize) -> u32 {
+        u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap())
+    }
+
+    /// All extents below a node, and how many nodes there are; each is as full as it can be.
+    fn collect(placement: &Placement, node: &[u8], last: bool, found: &mut Vec<Extent>) -> u64 {
+        let half =
+            |at: usize| usize::from(u16::from_le_bytes(node[at..at + 2].try_into().unwrap()));
+        let (count, room, depth) = (half(2), half(4), half(6));
+        assert!(count == room || last, "{count} of {room}");
+        let mut nodes = 0;
+        for (at, entry) in node[ENTRY..].chunks_exact(ENTRY).take(count).enumerate() {
+            if depth == 0 {
+                let blocks = u32::from(u16::from_le_bytes([entry[4], entry[5]]));
+                found.push(Extent { block: word(entry, 0), start: word(entry, 8), blocks });
+                continue;
+            }
+            let block = word(entry, 4);
+            let segment = placement
+                .segments
+                .iter()
+                .find(|segment| (segment.start..segment.start + segment.blocks).contains(&block));
+            let Some(Origin::Metadata { block }) =
+                segment.map(|segment| segment.origin.skip(block - segment.start))
+            else {
+                panic!("block {block} is no node");
+            };
+            let below = super::super::mapping::metadata_from(&placement.metadata, block);
+            let first = found.len();
+            nodes += 1 + collect(placement, &below[..BLOCK_LEN], last && at + 1 == count, found);
+            assert_eq!(found[first].block, word(entry, 0));
+        }
+        nodes
+    }
+
+    proptest! {
+        #[test]
+        fn extents_cover_the_runs_and_their_nodes_are_counted_beforehand(
+            steps in proptest::collection::vec((1_u32..100, 1_u32..3000), 0..3000)
+        ) {
+            let mut at = 0;
+            let runs: Vec<Run> = steps.into_iter().map(|(skip, blocks)| {
+                let start = at + skip;
+                at = start + blocks;
+                Run { start, blocks }
+            }).collect();
+            let geometry = Geometry::fitting(block_count(&runs) + 5000, 11).unwrap();
+            let mut placement = Placement {
+                allocator: Allocator::new(geometry),
+                segments: Vec::new(),
+                metadata: Vec::new(),
+            };
+            let mapped = placement.map_by_extents(&runs, Origin::Host { file: 0, block: 0 });
+            let mut found = Vec::new();
+            let nodes = collect(&placement, &mapped.block, true, &mut found);
+            prop_assert_eq!(mapped.blocks, block_count(&runs) + nodes);
+            let mut beforehand = Allocator::new(geometry);
+            prop_assert_eq!(allocate(&mut beforehand, &runs), nodes);
+            prop_assert_eq!(beforehand.next(), placement.allocator.next());
+            // Put together again where a group's head came between, they are the runs.
+            let mut joined: Vec<Run> = Vec::new();
+            for extent in found {
+                match joined.last_mut() {
+                    Some(run) if run.start + run.blocks == extent.block => run.blocks += extent.blocks,
+                    _ => joined.push(Run { start: extent.block, blocks: extent.blocks }),
+                }
+            }
+            prop_assert_eq!(joined, runs);
+        }
+    }
+}

@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::fs::FileExt as _;
 
 use kiln_block::{ByteLen, ReadOnly};
-use kiln_image::ext2::{Mapping, Options};
+use kiln_image::ext2::{Mapping, Options, Plan};
 
 use super::round_trip::{assorted, mounted, same};
 use super::{debugfs, image, is_root, long, plan, reader, tool};
@@ -87,4 +87,15 @@ fn extents_end_at_the_heads_of_groups() {
         }
         assert_eq!(&bytes, b"something", "at {at}");
     }
+}
+
+#[test]
+fn a_kept_plan_remembers_that_it_has_extents() {
+    let (source, folder) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    assorted(source.path());
+    let kept = folder.path().join("plan");
+    plan(source.path(), &extents()).store(&fs::File::create(&kept).unwrap()).unwrap();
+    let written = fs::read(image(&Plan::load(&kept).unwrap(), folder.path())).unwrap();
+    let again = fs::read(image(&plan(source.path(), &extents()), folder.path())).unwrap();
+    assert!(written == again);
 }
