@@ -9,10 +9,9 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use kiln_export::nbd::{Address, ListenError, Listener, ParseAddressError};
+use kiln_export::nbd::{Address, ListenError, Listener, ParseAddressError, Reception};
 use rustix::event::{PollFd, PollFlags, poll};
 
 use super::http::{Answer, LONGEST, answer, end_of_head};
@@ -25,10 +24,7 @@ const VISIT: Duration = Duration::from_secs(5);
 /// Serves metrics until it is dropped.
 #[derive(Debug)]
 pub struct MetricsServer {
-    address: Address,
-    /// Closed to end the thread.
-    stop: Option<UnixStream>,
-    thread: Option<JoinHandle<()>>,
+    reception: Reception,
 }
 
 impl MetricsServer {
@@ -53,10 +49,6 @@ impl MetricsServer {
             return Err(ParseAddressError::NotLoopback { address }.into());
         }
         let listener = Listener::bind(address)?;
-        let address = listener.address().clone();
-        let failed =
-            |source| ListenError::Io { act: "listen on", address: address.to_string(), source };
-        let (stop, stopped) = UnixStream::pair().map_err(failed)?;
         let on_port = matches!(address, Address::Tcp(_));
         let house = Arc::new(House {
             metrics: Box::new(metrics),
@@ -64,26 +56,14 @@ impl MetricsServer {
             on_port,
             inside: AtomicUsize::new(0),
         });
-        let thread = std::thread::Builder::new()
-            .name("metrics".to_owned())
-            .spawn(move || welcome(&listener, &stopped, &house))
-            .map_err(failed)?;
-        Ok(MetricsServer { address, stop: Some(stop), thread: Some(thread) })
+        let reception =
+            Reception::open(listener, "metrics", move |client| welcome(client, &house))?;
+        Ok(MetricsServer { reception })
     }
 
     /// Where it listens, with the port that was found free.
     pub fn address(&self) -> &Address {
-        &self.address
-    }
-}
-
-impl Drop for MetricsServer {
-    fn drop(&mut self) {
-        self.stop.take();
-        if let Some(thread) = self.thread.take() {
-            // It fails only where it panicked, which was told already.
-            let _ = thread.join();
-        }
+        self.reception.address()
     }
 }
 
@@ -103,42 +83,22 @@ impl Drop for Place {
     }
 }
 
-fn welcome(listener: &Listener, stopped: &UnixStream, house: &Arc<House>) {
-    loop {
-        let mut both = [PollFd::new(listener, PollFlags::IN), PollFd::new(stopped, PollFlags::IN)];
-        match poll(&mut both, None) {
-            Ok(_) | Err(rustix::io::Errno::INTR) => {}
-            Err(_) => return,
+fn welcome(client: OwnedFd, house: &Arc<House>) {
+    let place = Place(Arc::clone(house));
+    if house.inside.fetch_add(1, Ordering::AcqRel) >= CLIENTS {
+        // Fits into the socket's buffer, or is lost with a client that was one too many.
+        let _ = Stream::new(client, house).write_now(&Answer::Busy.bytes(|| None));
+        return;
+    }
+    let name = "metrics-client".to_owned();
+    let visit = std::thread::Builder::new().name(name).spawn(move || {
+        let mut stream = Stream::new(client, &place.0);
+        if let Err(error) = serve(&mut stream, &place.0) {
+            tracing::debug!(%error, "a reader of metrics left");
         }
-        if !both[1].revents().is_empty() {
-            return;
-        }
-        let client = match listener.accept() {
-            Ok(Some(client)) => client,
-            Ok(None) => continue,
-            Err(error) => {
-                tracing::warn!(%error, "a reader of metrics was not let in");
-                // Out of descriptors, say: what is short now may not be for long.
-                std::thread::sleep(Duration::from_millis(100));
-                continue;
-            }
-        };
-        let place = Place(Arc::clone(house));
-        if house.inside.fetch_add(1, Ordering::AcqRel) >= CLIENTS {
-            // Fits into the socket's buffer, or is lost with a client that was one too many.
-            let _ = Stream::new(client, house).write_now(&Answer::Busy.bytes(|| None));
-            continue;
-        }
-        let name = "metrics-client".to_owned();
-        let visit = std::thread::Builder::new().name(name).spawn(move || {
-            let mut stream = Stream::new(client, &place.0);
-            if let Err(error) = serve(&mut stream, &place.0) {
-                tracing::debug!(%error, "a reader of metrics left");
-            }
-        });
-        if let Err(error) = visit {
-            tracing::warn!(%error, "a reader of metrics was not served");
-        }
+    });
+    if let Err(error) = visit {
+        tracing::warn!(%error, "a reader of metrics was not served");
     }
 }
 
