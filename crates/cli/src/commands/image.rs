@@ -142,6 +142,15 @@ fn prune(session: &Session, args: &ImagePruneArgs) -> Result<Exit, Failure> {
 
 fn inspect(session: &Session, args: &ImageInspectArgs) -> Result<Exit, Failure> {
     let path = Path::new(&args.image);
+    if !path.is_file()
+        && let Some(plan) = store(session)?.root_plan(&args.image).map_err(refused)?
+    {
+        let names = plan.members().into_iter();
+        let members = names.map(|member| {
+            (member.mode, member.bytes, String::from_utf8_lossy(&member.name).into_owned())
+        });
+        return show_members(session, &members.collect::<Vec<_>>());
+    }
     let reader = if path.is_file() {
         let file = File::open(path).tried(|| format!("cannot open {}", path.display()));
         newc::Reader::new(file.exits(Exit::Usage)?).exits(Exit::Usage)?
@@ -160,6 +169,11 @@ fn inspect(session: &Session, args: &ImageInspectArgs) -> Result<Exit, Failure> 
             String::from_utf8_lossy(&member.name).into_owned(),
         ));
     }
+    show_members(session, &members)
+}
+
+/// Type and permissions, length and name of everything in an image.
+fn show_members(session: &Session, members: &[(u32, u64, String)]) -> Result<Exit, Failure> {
     if session.json() {
         let members: Vec<_> = members
             .iter()
@@ -168,7 +182,7 @@ fn inspect(session: &Session, args: &ImageInspectArgs) -> Result<Exit, Failure> 
         session.out_json(&members)?;
         return Ok(Exit::Success);
     }
-    for (mode, bytes, name) in &members {
+    for (mode, bytes, name) in members {
         let mode = paint(Tone::Dim, &format!("{mode:06o}"));
         terminal::out_line(&format!("{mode} {bytes:>10} {}", hostile::line(name)))?;
     }

@@ -319,7 +319,10 @@ impl ImageStore {
         out.sync_data().map_err(failed("sync", partial))?;
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let about = Description {
-            manifest: request.manifest.name.clone(),
+            manifest: match request.form {
+                Form::Initrd => "the way to root disks".to_owned(),
+                _ => request.manifest.name.clone(),
+            },
             kernel: request.kernel.release.clone(),
             built_at: now.as_secs(),
             entries,

@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use super::lock::{self, Lock};
 use super::{Description, ImageError, ImageStore, Kind, failed};
+use crate::ext2::Plan;
 use crate::newc::Reader;
 
 /// One image of the store.
@@ -79,7 +80,16 @@ impl ImageStore {
         }
     }
 
-    /// The one image whose key starts with `prefix`, to read its members.
+    /// The one image whose key starts with `prefix` as the plan of a root disk, if it is one.
+    pub fn root_plan(&self, prefix: &str) -> Result<Option<Plan>, ImageError> {
+        let image = self.one(prefix)?;
+        match image.kind {
+            Kind::Root => Ok(Some(Plan::load(&self.image_path(&image.key, image.kind))?)),
+            Kind::Initramfs => Ok(None),
+        }
+    }
+
+    /// The one image whose key starts with `prefix`, to read its members; an initramfs, that is.
     pub fn inspect(&self, prefix: &str) -> Result<(StoredImage, Reader<File>), ImageError> {
         let image = self.one(prefix)?;
         let path = self.image_path(&image.key, image.kind);

@@ -18,6 +18,7 @@ mod hash;
 mod host_files;
 mod inode;
 mod listed;
+mod listing;
 mod mapping;
 mod placed;
 mod plan;
@@ -32,6 +33,7 @@ mod xattr;
 
 pub use error::Ext2Error;
 pub use folder::Unpacked;
+pub use listing::Member;
 pub use plan::{Mapping, Options, Plan, Summary};
 pub use stored::StoredPlanError;
 pub use tree::{Time, Tree};
