@@ -79,6 +79,9 @@ fn name(hostname: &[u8], cmdline: &Cmdline) -> io::Result<()> {
 
 /// Replaces the file, so that an image's own that is shared or a link stays as it is.
 fn identify(id: &[u8], path: &Path) -> io::Result<()> {
+    if id.is_empty() {
+        return Ok(());
+    }
     if let Some(folder) = path.parent() {
         fs::create_dir_all(folder)?;
     }

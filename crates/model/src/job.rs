@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::event::KernelIdentity;
-use crate::restore::{Restore, Warm};
+use crate::restore::Warm;
 use crate::root::{JobRoot, ROOT_SERIAL};
 use crate::{RunId, StageName};
 
@@ -53,7 +53,7 @@ pub struct JobSpec {
     /// After which stages the disks are kept as they are then, in the pool.
     #[serde(default)]
     pub keep_disks: KeepDisks,
-    /// Where machines are saved and restored; without it every machine boots.
+    /// Where machines start; without it every machine boots.
     #[serde(default)]
     pub warm: Option<Warm>,
 }
@@ -136,9 +136,6 @@ impl JobSpec {
         let has_root = self.disks.iter().any(|disk| disk.serial == ROOT_SERIAL);
         if has_root != (self.root == JobRoot::Disk) {
             return Err("the root is on a disk that is not there, or such a disk on no root");
-        }
-        if self.warm.as_ref().is_some_and(|warm| warm.from == Restore::Never) {
-            return Err("there is a folder of saved machines, and none is to be restored");
         }
         if self.first_machine == 0 || self.machine_step == 0 {
             return Err("machines are numbered from 1, in steps");

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use crate::event::KernelIdentity;
 use crate::job::{self, JobKernel, JobSpec, KeepDisks, Machine};
-use crate::restore::{Restore, Warm};
+use crate::restore::{PREPARE_STAGE, Restore, Warm};
 use crate::root::{JobRoot, RootChoice};
 use crate::scenario::{Disk, MachineCount, MachineWish, Scenario, Script, Stage, TimeLimit};
 use crate::wildcard::matches;
@@ -50,6 +50,8 @@ pub struct Plan {
     pub root: RootChoice,
     /// Where machines start.
     pub restore: Restore,
+    /// Whether the first stage prepares every machine, also those that boot.
+    pub prepared: bool,
     /// The disks of every machine.
     pub disks: Vec<Disk>,
     /// Environment of every stage, sorted by name.
@@ -150,8 +152,17 @@ pub fn plan(
     for (name, value) in &choices.environment {
         scenario::check_variable(name, value).map_err(|why| PlanError::Variable { why })?;
     }
+    let wish =
+        choices.machine.clone().over(&scenario.machine.clone().over(&choices.machine_defaults));
+    let prepares =
+        scenario.stages.first().is_some_and(|stage| stage.name.as_str() == PREPARE_STAGE);
+    let restore = wish.restore.unwrap_or_default();
+    // A flag may have them boot; what their stages rely on is the scenario's to say.
+    let asked = [Some(restore), scenario.machine.restore].contains(&Some(Restore::Prepared));
+    let prepared = prepares && asked;
     let chosen = |stage: &Stage| {
         choices.stages.is_empty()
+            || (prepared && stage.name.as_str() == PREPARE_STAGE)
             || choices.stages.iter().any(|pattern| matches(pattern, stage.name.as_str()))
     };
     let mut stages = Vec::new();
@@ -171,8 +182,6 @@ pub fn plan(
             .retain(|(name, _)| !choices.environment.iter().any(|(chosen, _)| chosen == name));
         stages.push(stage);
     }
-    let wish =
-        choices.machine.clone().over(&scenario.machine.clone().over(&choices.machine_defaults));
     Ok(Plan {
         scenario: scenario.name.clone(),
         kernel: kernel.clone(),
@@ -180,7 +189,8 @@ pub fn plan(
         kernel_parameters: wish.kernel_parameters,
         fast: wish.fast.unwrap_or(false),
         root: wish.root.unwrap_or_default(),
-        restore: wish.restore.unwrap_or_default(),
+        restore,
+        prepared,
         disks: scenario.disks.clone(),
         environment: merged(&scenario.environment, &choices.environment),
         stages,
@@ -233,6 +243,10 @@ impl Plan {
         machine_step: u32,
     ) -> Result<JobSpec, UnreadScript> {
         let places = places.clone();
+        let prepare = self.stages.first().filter(|_| self.prepared);
+        let prepare = prepare.map(job_stage).transpose()?;
+        let folder = places.warm.filter(|_| self.restore != Restore::Never);
+        let warm = (folder.is_some() || prepare.is_some()).then_some(Warm { folder, prepare });
         Ok(JobSpec {
             schema: job::SCHEMA,
             run: places.run,
@@ -255,10 +269,7 @@ impl Plan {
             modules: places.modules,
             stages: stages.iter().map(job_stage).collect::<Result<Vec<_>, _>>()?,
             keep_disks: self.keep_disks,
-            warm: places
-                .warm
-                .filter(|_| self.restore != Restore::Never)
-                .map(|folder| Warm { folder, from: self.restore }),
+            warm,
         })
     }
 }

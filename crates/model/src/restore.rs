@@ -5,6 +5,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::job::Stage;
 use crate::scenario::nearest;
 
 /// The stage that prepares a machine, where a scenario wants its machines to start prepared; its first one.
@@ -61,12 +62,13 @@ impl FromStr for Restore {
     }
 }
 
-/// Where a job finds machines that were saved, and saves its own.
+/// Where the machines of a job start.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Warm {
-    /// The folder of saved machines (`docs/formats/warm.md`).
-    pub folder: PathBuf,
-    /// Where its machines start; not [`Restore::Never`].
-    pub from: Restore,
+    /// The folder of saved machines (`docs/formats/warm.md`); without it all boot.
+    pub folder: Option<PathBuf>,
+    /// The stage that prepares each of them before any other runs on it.
+    #[serde(default)]
+    pub prepare: Option<Stage>,
 }

@@ -26,6 +26,8 @@ pub use wish::MachineWish;
 
 use section::Document;
 
+use crate::restore::{PREPARE_STAGE, Restore};
+
 /// Longest text a scenario may have, in bytes; a longer one is not read.
 pub const MAX_TEXT: usize = 1 << 20;
 /// Most disks one machine can have: each takes a PCI slot.
@@ -76,6 +78,14 @@ impl Scenario {
         let disks = disks::read_disks(&root)?;
         let environment = stages::read_environment(&root)?;
         let stages = stages::read_stages(&root)?;
+        let prepares = stages.first().is_some_and(|stage| stage.name.as_str() == PREPARE_STAGE);
+        if machine.restore == Some(Restore::Prepared)
+            && !prepares
+            && let Some(vm) = root.table("vm", wish::KEYS)?
+        {
+            let rule = format!("the first stage has to be one named {PREPARE_STAGE:?}");
+            return Err(vm.value_error("restore", rule));
+        }
         Ok(Scenario { name: name.value, description, machine, disks, environment, stages })
     }
 

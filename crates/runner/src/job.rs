@@ -57,6 +57,8 @@ struct Live {
     machine: Box<dyn Machine>,
     number: u32,
     used: bool,
+    /// Whether the stage that prepares machines has passed on it.
+    prepared: bool,
     console: Console,
 }
 
@@ -104,7 +106,7 @@ impl<'a> Execution<'a> {
             let Some(on) = live.as_mut() else { continue };
             let began = self.now();
             tell(self.sink, Happening::StageStarted { stage: stage.name.clone(), vm: on.number });
-            let aftermath = self.run_stage(stage, on);
+            let aftermath = self.run_prepared(stage, on);
             let took = self.now().saturating_sub(began);
             self.end_stage(stage, aftermath.outcome, millis(took));
             if !aftermath.machine_usable {
@@ -131,7 +133,7 @@ impl<'a> Execution<'a> {
                 let (acceleration, pid) = machine.identity();
                 tell(self.sink, Happening::VmStarted { vm: number, acceleration, pid });
                 let console = Console::new(number);
-                let mut live = Live { machine, number, used: false, console };
+                let mut live = Live { machine, number, used: false, prepared: false, console };
                 match self.await_ready(&mut live) {
                     Ok(()) => Ok(live),
                     Err(outcome) => {
@@ -184,6 +186,70 @@ impl<'a> Execution<'a> {
     fn run_stage(&mut self, stage: &Stage, live: &mut Live) -> Aftermath {
         live.used = true;
         StageRun::new(self, stage, live).run()
+    }
+
+    /// Runs a stage on a machine that is prepared first, where that is wanted and was not done before.
+    fn run_prepared(&mut self, stage: &Stage, live: &mut Live) -> Aftermath {
+        let spec = self.spec;
+        let Some(prepare) = spec.warm.as_ref().and_then(|warm| warm.prepare.as_ref()) else {
+            return self.run_stage(stage, live);
+        };
+        if *stage == *prepare {
+            if live.prepared && !live.used {
+                let number = live.number;
+                let text = format!("machine {number} was restored from after {}", stage.name);
+                note(self.sink, NoteLevel::Info, text);
+                return Aftermath { outcome: Outcome::Passed, machine_usable: true };
+            }
+            let aftermath = self.run_stage(stage, live);
+            self.save_prepared(live, &aftermath);
+            return aftermath;
+        }
+        if !live.prepared && !live.used {
+            let mut aftermath = self.quietly(prepare, live);
+            self.save_prepared(live, &aftermath);
+            if aftermath.outcome != Outcome::Passed {
+                let how = aftermath.outcome.to_string();
+                let reason = format!("the machine could not be prepared: {how}");
+                aftermath.outcome = Outcome::Broken { reason };
+                aftermath.machine_usable = false;
+                return aftermath;
+            }
+        }
+        self.run_stage(stage, live)
+    }
+
+    /// Runs a stage that nobody asked for on this machine: what it prints and leaves is not told.
+    fn quietly(&mut self, stage: &Stage, live: &mut Live) -> Aftermath {
+        let stage = Stage { artifacts: Vec::new(), ..stage.clone() };
+        let sink = &mut *self.sink;
+        let mut loud = |event: kiln_model::event::Event| {
+            if matches!(event.event, Happening::Note { .. } | Happening::SplatSeen { .. }) {
+                sink.take(event);
+            }
+        };
+        let mut aside = Execution {
+            spec: self.spec,
+            sink: &mut loud,
+            stop: self.stop,
+            epoch: self.epoch,
+            next_machine: self.next_machine,
+            failed_boots: 0,
+        };
+        aside.run_stage(&stage, live)
+    }
+
+    fn save_prepared(&mut self, live: &mut Live, aftermath: &Aftermath) {
+        if aftermath.outcome != Outcome::Passed || !aftermath.machine_usable {
+            return;
+        }
+        live.prepared = true;
+        // No test has.
+        live.used = false;
+        if let Err(why) = live.machine.save_prepared() {
+            let number = live.number;
+            self.warn(format!("machine {number} is not saved for later ones: {why}"));
+        }
     }
 
     fn farewell(&mut self, live: Option<Live>, politely: bool) {

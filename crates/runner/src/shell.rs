@@ -100,7 +100,7 @@ impl Shell {
                 return Err(ShellError::Interrupted);
             }
             match machine.next(Duration::from_millis(100)) {
-                Some(News::Ready { boot_ms, boot_cpu_ms, restored }) => {
+                Some(News::Ready { boot_ms, boot_cpu_ms, restored, .. }) => {
                     tell(sink, Happening::VmReady { vm: 1, boot_ms, boot_cpu_ms, restored });
                     return Ok(Shell { machine: Box::new(machine) });
                 }

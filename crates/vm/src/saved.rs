@@ -208,15 +208,27 @@ impl Vm {
     /// # Errors
     /// [`VmError::Snapshot`], or those of [`start`](Vm::start); nothing is left behind.
     pub fn restore(spec: &VmSpec, kept: &File, state: Vec<u8>) -> Result<Vm, VmError> {
+        Vm::come_back(spec, kept, state, spec.shares_memory())
+    }
+
+    /// As [`restore`](Vm::restore), in memory that [`save`](Vm::save) can keep: a copy.
+    ///
+    /// # Errors
+    /// As those of [`restore`](Vm::restore).
+    pub fn restore_savable(spec: &VmSpec, kept: &File, state: Vec<u8>) -> Result<Vm, VmError> {
+        Vm::come_back(spec, kept, state, true)
+    }
+
+    fn come_back(spec: &VmSpec, kept: &File, state: Vec<u8>, shared: bool) -> Result<Vm, VmError> {
         let size = kept.metadata().map_err(not_restored)?.len();
         let wanted = spec.memory_kib() << 10;
         if size != wanted {
             return Err(not_restored(format!("its memory has {size} bytes instead of {wanted}")));
         }
-        let vm = if spec.shares_memory() {
+        let vm = if shared {
             let shared = memory::anonymous(size).map_err(not_restored)?;
             let theirs = OwnedFd::from(shared.try_clone().map_err(not_restored)?);
-            thread::scope(|scope| {
+            let mut vm = thread::scope(|scope| {
                 // QEMU leaves memory alone until the devices arrive.
                 let copied = scope.spawn(|| memory::copy(kept, &shared));
                 let vm = Vm::launch(
@@ -225,7 +237,9 @@ impl Vm {
                 );
                 let copied = copied.join().unwrap_or_else(|_| Err(io::ErrorKind::Other.into()));
                 vm.and_then(|vm| copied.map(|()| vm).map_err(not_restored))
-            })?
+            })?;
+            vm.memory = Some(shared);
+            vm
         } else {
             let theirs = OwnedFd::from(kept.try_clone().map_err(not_restored)?);
             Vm::launch(spec, Some(MemoryFile { file: theirs, beginning: Beginning::Restored }))?

@@ -141,6 +141,7 @@ fn without_stages(scenario: &Scenario, kernel: &KernelIdentity, choices: &Choice
         fast: wish.fast.unwrap_or(false),
         root: wish.root.unwrap_or_default(),
         restore: wish.restore.unwrap_or_default(),
+        prepared: false,
         disks: scenario.disks.clone(),
         environment,
         stages: Vec::new(),

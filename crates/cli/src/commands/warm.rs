@@ -4,6 +4,7 @@ use std::time::{Duration, SystemTime};
 
 use kiln_model::scenario::duration;
 use kiln_runner::warm::{PruneLimits, SavedMachine, WarmError, WarmStore};
+use kiln_store::{Reply, Request};
 use serde_json::json;
 
 use super::target;
@@ -57,6 +58,24 @@ fn bytes_of(machines: &[SavedMachine]) -> u64 {
     machines.iter().filter_map(|machine| Some(machine.about.as_ref()?.bytes)).sum()
 }
 
+/// Removes the disks that were kept with machines that are gone. Those that are in use, or in a pool that cannot be
+/// opened, are left to `kiln disk rm`.
+fn remove_disks(machines: &[SavedMachine]) {
+    for (pool, prefix) in
+        machines.iter().filter_map(|machine| machine.about.as_ref()?.disks.as_ref())
+    {
+        let Ok(store) = target::pool_access().open(pool) else { continue };
+        let Ok(Reply::Disks { disks }) = store.ask(Request::List) else { continue };
+        let theirs = disks.into_iter().filter(|disk| disk.name.starts_with(prefix.as_str()));
+        for disk in theirs {
+            let removed = store.ask(Request::Remove { names: vec![disk.name], snapshots: true });
+            if let Err(error) = removed {
+                terminal::say(&format!("warning: {}", hostile::line(&error.to_string())));
+            }
+        }
+    }
+}
+
 fn list(session: &Session, store: &WarmStore) -> Result<Exit, Failure> {
     let machines = store.list().exits(Exit::InfrastructureBroke)?;
     if session.json() {
@@ -80,6 +99,7 @@ fn remove(session: &Session, store: &WarmStore, args: &WarmNameArgs) -> Result<E
         };
         Failure::from(error).with_exit(exit).hint("kiln warm ls")
     })?;
+    remove_disks(std::slice::from_ref(&removed));
     if session.json() {
         session.out_json(&json!({"removed": as_json(&removed)}))?;
     } else {
@@ -96,6 +116,9 @@ fn prune(session: &Session, store: &WarmStore, args: &WarmPruneArgs) -> Result<E
     let limits = PruneLimits { max_age: Some(unused_for), dry_run: args.dry_run };
     let pruned = store.prune(&limits).exits(Exit::InfrastructureBroke)?;
     let bytes = bytes_of(&pruned);
+    if !args.dry_run {
+        remove_disks(&pruned);
+    }
     if session.json() {
         session.out_json(&json!({
             "dry_run": args.dry_run,

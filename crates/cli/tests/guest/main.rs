@@ -11,4 +11,5 @@ mod outcomes;
 mod room;
 mod root;
 mod shell;
+mod warm;
 mod whole_path;

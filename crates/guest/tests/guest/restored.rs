@@ -77,7 +77,7 @@ fn two_machines_from_one_instant_have_names_numbers_clocks_and_disks_of_their_ow
         let spec = spec_for(name, folder, &image);
         let vm = Vm::restore(&spec, &memory, state.clone()).unwrap();
         let agent = Agent::greet(vm.agent_stream().unwrap(), soon()).unwrap();
-        agent.renew(NEW_YEAR + DAY * day, name, soon()).unwrap();
+        agent.renew(NEW_YEAR + DAY * day, name, true, soon()).unwrap();
         Machine { agent, _vm: vm }
     });
     let ask = |what: &str| [0, 1].map(|which: usize| run(&clones[which].agent, what).0);

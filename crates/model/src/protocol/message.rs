@@ -169,7 +169,7 @@ pub struct Renewal {
     pub since_epoch: u64,
     /// The host's name, unless the kernel's command line says one.
     pub hostname: Vec<u8>,
-    /// What `/etc/machine-id` says, as 32 hexadecimal digits.
+    /// What `/etc/machine-id` says, as 32 hexadecimal digits; empty where it stays as it is.
     pub machine_id: Vec<u8>,
     /// Random bytes; the kernel's generator starts from them anew.
     pub entropy: Vec<u8>,

@@ -321,6 +321,24 @@ impl Disks {
         self.held.disks.iter().map(|disk| disk.socket.as_path())
     }
 
+    /// The pool they are in.
+    pub(crate) fn pool(&self) -> &Path {
+        &self.held.pool
+    }
+
+    /// Removes disks with their snapshots from that pool by what their names begin with, if it is this one. Those that are in
+    /// use stay.
+    pub(crate) fn remove(&self, pool: &Path, prefix: &str) {
+        if pool != self.held.pool || prefix.is_empty() {
+            return;
+        }
+        let Ok(Reply::Disks { disks }) = self.held.ask(&Request::List) else { return };
+        for disk in disks.into_iter().filter(|disk| disk.name.starts_with(prefix)) {
+            let names = vec![disk.name];
+            let _ = self.held.ask(&Request::Remove { names, snapshots: true });
+        }
+    }
+
     /// Keeps all as they are now. Whoever wants them to agree stops the machine meanwhile.
     pub(crate) fn keep(
         &self,

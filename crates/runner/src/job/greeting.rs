@@ -1,6 +1,7 @@
 //! From QEMU's start to a guest that is ready for its first stage: the agent's hello, modules, disks, a name of its own;
 //! and on the way, where that is wanted, the moment at which the machine is saved for others.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::SyncSender;
@@ -67,7 +68,7 @@ pub(super) struct Greeting {
     /// Whether the kernel reported anything so far.
     cried: Arc<AtomicBool>,
     saving: Option<Saving>,
-    about: About,
+    job: JobSpec,
     reports: SyncSender<Report>,
 }
 
@@ -79,17 +80,8 @@ impl Greeting {
         saving: Option<Saving>,
         reports: SyncSender<Report>,
     ) -> Greeting {
-        let about = About {
-            kernel: job.kernel.identity.release.clone(),
-            after: None,
-            memory: job.machine.memory,
-            cpus: job.machine.cpus,
-            saved_at: 0,
-            boot: String::new(),
-            bytes: 0,
-            disks: None,
-        };
-        Greeting { preparation: Preparation::of(job), number, cried, saving, about, reports }
+        let (preparation, job) = (Preparation::of(job), job.clone());
+        Greeting { preparation, number, cried, saving, job, reports }
     }
 
     /// Waits for the agent, then prepares the guest and says that it is ready.
@@ -119,7 +111,16 @@ impl Greeting {
             let (number, saving) = (self.number, self.saving);
             let saved = done.and_then(|()| match (saving, vm.upgrade()) {
                 (Some(saving), Some(vm)) if !self.cried.load(Ordering::Acquire) => {
-                    save(&vm, &mut agent, saving, self.about, deadline)
+                    // Nothing has been written to its disks: they are what every machine starts with.
+                    let saved = save(
+                        &vm,
+                        &mut agent,
+                        saving,
+                        About::of(&self.job),
+                        &mut |_| Ok(None),
+                        deadline,
+                    );
+                    saved.map(Result::err)
                 }
                 (Some(_), Some(_)) => Ok(Some(
                     "it reported something while it booted, which restored ones would not"
@@ -132,11 +133,12 @@ impl Greeting {
                     let text = format!("machine {number} is not saved for later ones: {why}");
                     let _ = reports.send(Report::News(News::Told(NoteLevel::Info, text)));
                 }
-                renew(&agent, number, deadline)
+                renew(&agent, &self.job, number, deadline)
             });
             match done {
                 Ok(()) => {
-                    let ready = Report::Ready { agent, boot_ms, boot_cpu_ms, restored: false };
+                    let (restored, prepared) = (false, false);
+                    let ready = Report::Ready { agent, boot_ms, boot_cpu_ms, restored, prepared };
                     let _ = reports.send(ready);
                 }
                 Err(error) => fail(&reports, error),
@@ -146,33 +148,48 @@ impl Greeting {
     }
 }
 
-/// Saves a machine and lets it go on; says why it could not be saved. Fails only with the guest.
-fn save(
+/// Saves a machine and lets it go on; says what else was removed for it, or why it could not be saved. `keep_disks` is
+/// called while the machine stands still, with what the names of kept disks begin with, and says which pool they are in.
+/// Fails only with the guest.
+pub(super) fn save(
     vm: &Vm,
     agent: &mut Agent,
     saving: Saving,
-    about: About,
+    mut about: About,
+    keep_disks: &mut dyn FnMut(&str) -> Result<Option<PathBuf>, String>,
     deadline: Instant,
-) -> Result<Option<String>, AgentError> {
+) -> Result<Result<Vec<About>, String>, AgentError> {
     // Else it would be written by each of them.
     agent.sync(deadline)?;
     agent.rest(deadline)?;
     let kept = saving.memory(about.memory).map_err(|error| chain(&error));
     let saved = kept.and_then(|memory| {
         let state = vm.save(&memory).map_err(|error| chain(&error));
+        let prefix = saving.disks();
+        let state = state.and_then(|state| {
+            about.disks = keep_disks(&prefix)?.map(|pool| (pool, prefix));
+            Ok(state)
+        });
         // Also one that could not be saved stands still.
         let resumed = vm.resume().map_err(|error| chain(&error));
         let state = state.and_then(|state| resumed.map(|()| state))?;
         saving.publish(&memory, state, about).map_err(|error| chain(&error))
     });
     agent.greet_again(deadline)?;
-    Ok(saved.err())
+    Ok(saved)
 }
 
 /// Makes a guest a machine of its own.
-pub(super) fn renew(agent: &Agent, number: u32, deadline: Instant) -> Result<(), AgentError> {
+pub(super) fn renew(
+    agent: &Agent,
+    job: &JobSpec,
+    number: u32,
+    deadline: Instant,
+) -> Result<(), AgentError> {
     let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    agent.renew(since_epoch, &format!("kiln-{number}"), deadline)
+    // A root that stays is the same machine every time.
+    let stays = job.disks.iter().any(|disk| disk.persistent.is_some());
+    agent.renew(since_epoch, &format!("kiln-{number}"), !stays, deadline)
 }
 
 /// Wall and CPU time since a machine was started, in milliseconds.

@@ -61,6 +61,12 @@ pub(crate) trait Machine {
     /// Keeps the disks in the pool, as they are after this stage. The machine goes on.
     fn keep_disks(&mut self, stage: &StageName) -> Result<Vec<Kept>, String>;
 
+    /// Saves it as it is, for others to start from, if that is wanted and was not done by somebody else. Says what came in
+    /// between; the machine goes on.
+    fn save_prepared(&mut self) -> Result<(), String> {
+        Ok(())
+    }
+
     /// Ends it: politely if there is hope that it listens. Says how it went, for a person.
     fn end(self: Box<Self>, politely: bool) -> String;
 }
@@ -69,7 +75,7 @@ pub(crate) trait Machine {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum News {
     /// It booted, or came back: wall and CPU time from exec to the agent's hello, in milliseconds.
-    Ready { boot_ms: u64, boot_cpu_ms: u64, restored: bool },
+    Ready { boot_ms: u64, boot_cpu_ms: u64, restored: bool, prepared: bool },
     /// Something a person should know.
     Told(NoteLevel, String),
     /// It runs, and will never be ready.

@@ -4,6 +4,7 @@
 //! QEMU and on its console, one waits for the agent's hello and prepares the guest, one reads the terminal of
 //! the stage that runs. When the machine ends, its streams end, and with them the threads.
 
+use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::fs;
 use std::io::{self, Cursor};
@@ -19,6 +20,7 @@ use kiln_model::StageName;
 use kiln_model::event::{Acceleration, NoteLevel};
 use kiln_model::job::{self, JobSpec, Stage, Suite};
 use kiln_model::protocol::{Exec, Pty};
+use kiln_model::restore::Warm;
 use kiln_model::root::{JobRoot, ROOT_SERIAL};
 use kiln_store::StoreError;
 use kiln_vm::agent::{
@@ -31,11 +33,11 @@ use kiln_vm::{
 };
 
 use super::disks::{DiskSource, Disks, Kept, PoolAccess, explained};
-use super::greeting::{Greeting, ages, renew};
+use super::greeting::{Greeting, ages, renew, save};
 use super::machine::{ARTIFACT_BYTES, ARTIFACT_ENTRIES, Machine, Machines, News, Pulled, Saved};
 use super::root::{Root, ServedRoot};
 use crate::chain::chain;
-use crate::warm::{Found, Look, WarmStore};
+use crate::warm::{About, Found, Look, Saving, WarmStore};
 use crate::watch::{Exit, Gone, Sign};
 
 /// How many reports may wait for the job.
@@ -86,16 +88,22 @@ impl<'a> QemuMachines<'a> {
     fn disks(
         &mut self,
         number: u32,
+        kept: Option<&str>,
         reports: &SyncSender<Report>,
     ) -> Result<Option<Disks>, String> {
-        let spec = self.spec;
+        let mut spec = Cow::Borrowed(self.spec);
+        if let Some(prefix) = kept {
+            for disk in &mut spec.to_mut().disks {
+                disk.base = Some(format!("{prefix}{}@{KEPT_WARM}", disk.serial));
+            }
+        }
         let Some(source) = self.source()? else { return Ok(None) };
         let reports = reports.clone();
         let on_loss = move |reason| {
             // Fails when nobody listens any more: the machine is being ended.
             let _ = reports.send(Report::News(News::Sign(Sign::Gone(Gone::ByHost(reason)))));
         };
-        source.disks(spec, number, on_loss).map(Some)
+        source.disks(&spec, number, on_loss).map(Some)
     }
 
     fn source(&mut self) -> Result<Option<&mut DiskSource>, String> {
@@ -128,21 +136,27 @@ impl<'a> QemuMachines<'a> {
     /// Starts the next machine: from a saved one where that is wanted and there is one, else by booting.
     pub(crate) fn boot(&mut self, number: u32) -> Result<QemuMachine, String> {
         let mut notes = Vec::new();
-        let mut saving = None;
-        if let Some(warm) = self.spec.warm.as_ref().filter(|_| self.warm) {
-            let store = WarmStore::at(&warm.folder);
-            match self.look(&store, &mut |text| notes.push(text)) {
-                Ok((key, Look::Found(found))) => match self.restored(number, found, &mut notes) {
-                    Ok(machine) => return Ok(machine),
-                    Err(why) => {
-                        notes.push(format!(
-                            "machine {number} boots instead of being restored: {why}"
-                        ));
-                        // Whatever is wrong with it, the next one is not to stumble over it. Without it all boot.
-                        let _ = store.forget(&key);
-                        self.warm = false;
+        let (mut saving, mut preparing) = (None, None);
+        // A root that is written to while its machine boots is another one by then.
+        let can = self.warm && self.spec.root != JobRoot::Disk;
+        let warm = self.spec.warm.as_ref().filter(|_| can);
+        if let Some((warm, folder)) = warm.and_then(|warm| Some((warm, warm.folder.as_ref()?))) {
+            let store = WarmStore::at(folder);
+            let looked = self.look(&store, warm, &mut preparing, &mut |text| notes.push(text));
+            match looked {
+                Ok((key, Look::Found(found))) => {
+                    match self.restored(number, found, &mut preparing, &mut notes) {
+                        Ok(machine) => return Ok(machine),
+                        Err(why) => {
+                            notes.push(format!(
+                                "machine {number} boots instead of being restored: {why}"
+                            ));
+                            // Whatever is wrong with it, the next one is not to stumble over it. Without it all boot.
+                            let _ = store.forget(&key);
+                            self.warm = false;
+                        }
                     }
-                },
+                }
                 Ok((_, Look::Save(right))) => saving = Some(right),
                 Ok((_, Look::Boot)) => {}
                 Err(why) => {
@@ -152,9 +166,9 @@ impl<'a> QemuMachines<'a> {
             }
         }
         let parts = self.parts(number)?;
-        let vm = match saving {
-            Some(_) => Vm::start_savable(&parts.spec),
-            None => Vm::start(&parts.spec),
+        let vm = match saving.is_some() || preparing.is_some() {
+            true => Vm::start_savable(&parts.spec),
+            false => Vm::start(&parts.spec),
         };
         let vm = Arc::new(vm.map_err(|error| chain(&error))?);
         let boot_timeout = Duration::from_millis(self.spec.machine.boot_timeout_ms);
@@ -163,19 +177,19 @@ impl<'a> QemuMachines<'a> {
         let reports = parts.reports.clone();
         let greeting = Greeting::new(self.spec, number, cried, saving, reports);
         greeting.begin(&vm, deadline)?;
-        Ok(parts.machine(self.spec, vm, told(notes)))
+        Ok(parts.machine(self.spec, vm, told(notes), preparing))
     }
 
-    /// Looks for a saved machine like the next one.
+    /// Looks for a saved machine like the next one, a prepared one first: where none is, the right to save that is
+    /// `preparing`.
     fn look(
         &mut self,
         store: &WarmStore,
+        warm: &Warm,
+        preparing: &mut Option<Saving>,
         say: &mut dyn FnMut(String),
     ) -> Result<(String, Look), String> {
         let spec = self.spec;
-        if spec.root == JobRoot::Disk {
-            return Err("their root is written to while they boot".to_owned());
-        }
         let emulator = self.emulator()?;
         let acceleration = self.acceleration()?;
         let root = matches!(spec.root, JobRoot::Plan { .. });
@@ -188,6 +202,15 @@ impl<'a> QemuMachines<'a> {
         let failed = |error: io::Error| chain(&error);
         let key = WarmStore::key(spec, &vm, &bases).map_err(failed)?;
         let patience = Duration::from_millis(spec.machine.boot_timeout_ms).min(OTHERS);
+        if let Some(prepare) = &warm.prepare {
+            let key = WarmStore::prepared_key(&key, spec, prepare);
+            let patience = patience + Duration::from_millis(prepare.timeout_ms);
+            match store.look(&key, patience, say).map_err(failed)? {
+                Look::Found(found) => return Ok((key, Look::Found(found))),
+                Look::Save(right) => *preparing = Some(right),
+                Look::Boot => {}
+            }
+        }
         let look = store.look(&key, patience, say).map_err(failed)?;
         Ok((key, look))
     }
@@ -197,20 +220,27 @@ impl<'a> QemuMachines<'a> {
         &mut self,
         number: u32,
         found: Found,
+        preparing: &mut Option<Saving>,
         notes: &mut Vec<String>,
     ) -> Result<QemuMachine, String> {
-        let parts = self.parts(number)?;
-        let vm = Vm::restore(&parts.spec, &found.memory, found.state);
+        let prepared = found.about.after.is_some();
+        let kept = found.about.disks.as_ref().map(|(_, prefix)| prefix.as_str());
+        let parts = self.parts_with(number, kept)?;
+        let vm = match preparing.is_some() {
+            true => Vm::restore_savable(&parts.spec, &found.memory, found.state),
+            false => Vm::restore(&parts.spec, &found.memory, found.state),
+        };
         let vm = Arc::new(vm.map_err(|error| chain(&error))?);
         let stream = vm.agent_stream().ok_or("the machine has no channel to its agent")?;
         let deadline = Instant::now() + COMING_BACK;
         let agent = Agent::greet(stream, deadline).map_err(|error| chain(&error))?;
         let (boot_ms, boot_cpu_ms) = ages(&vm);
-        renew(&agent, number, deadline).map_err(|error| chain(&error))?;
+        renew(&agent, self.spec, number, deadline).map_err(|error| chain(&error))?;
         listen_to_machine(&vm, parts.reports.clone());
         let mut early = told(std::mem::take(notes));
-        early.push_back(Report::Ready { agent, boot_ms, boot_cpu_ms, restored: true });
-        Ok(parts.machine(self.spec, vm, early))
+        let restored = true;
+        early.push_back(Report::Ready { agent, boot_ms, boot_cpu_ms, restored, prepared });
+        Ok(parts.machine(self.spec, vm, early, preparing.take()))
     }
 
     fn emulator(&self) -> Result<Emulator, String> {
@@ -219,13 +249,18 @@ impl<'a> QemuMachines<'a> {
 
     /// What a machine is made of before there is a QEMU.
     fn parts(&mut self, number: u32) -> Result<Parts, String> {
+        self.parts_with(number, None)
+    }
+
+    /// The same, its disks as they were kept with a saved machine.
+    fn parts_with(&mut self, number: u32, kept: Option<&str>) -> Result<Parts, String> {
         let acceleration = self.acceleration()?;
         let emulator = self.emulator()?;
         let folder = self.spec.folder.join("machines").join(number.to_string());
         fs::create_dir_all(&folder)
             .map_err(|error| format!("cannot make {}: {error}", folder.display()))?;
         let (reports, inbox) = mpsc::sync_channel(WAITING);
-        let disks = self.disks(number, &reports)?;
+        let disks = self.disks(number, kept, &reports)?;
         let root = self.root()?;
         // The root comes last, so that the names of the others do not depend on it.
         let sockets = disks.iter().flat_map(Disks::sockets).map(Path::to_owned);
@@ -279,7 +314,13 @@ struct Parts {
 }
 
 impl Parts {
-    fn machine(self, job: &JobSpec, vm: Arc<Vm>, early: VecDeque<Report>) -> QemuMachine {
+    fn machine(
+        self,
+        job: &JobSpec,
+        vm: Arc<Vm>,
+        early: VecDeque<Report>,
+        preparing: Option<Saving>,
+    ) -> QemuMachine {
         QemuMachine {
             vm,
             acceleration: self.spec.acceleration,
@@ -290,12 +331,25 @@ impl Parts {
             reports: self.reports,
             inbox: self.inbox,
             early,
+            preparing,
             agent: None,
             stage: None,
             last_beat: Instant::now(),
             agent_lost: false,
         }
     }
+}
+
+/// The snapshot of disks that were kept with a saved machine.
+const KEPT_WARM: &str = "saved";
+
+/// Keeps the disks of a machine that stands still, in the place of others that were kept under these names.
+fn keep_warm(disks: Option<&Disks>, prefix: &str) -> Result<Option<PathBuf>, String> {
+    let Some(disks) = disks else { return Ok(None) };
+    disks.remove(disks.pool(), prefix);
+    let name = |serial: &str| (format!("{prefix}{serial}"), KEPT_WARM.to_owned());
+    disks.keep(&name).map_err(|error| explained(&error))?;
+    Ok(Some(disks.pool().to_owned()))
 }
 
 /// Notes as they are told.
@@ -313,7 +367,7 @@ impl Machines for QemuMachines<'_> {
 /// What the threads say.
 pub(super) enum Report {
     News(News),
-    Ready { agent: Agent, boot_ms: u64, boot_cpu_ms: u64, restored: bool },
+    Ready { agent: Agent, boot_ms: u64, boot_cpu_ms: u64, restored: bool, prepared: bool },
 }
 
 /// One QEMU and its guest.
@@ -330,6 +384,8 @@ pub(crate) struct QemuMachine {
     job: JobSpec,
     reports: SyncSender<Report>,
     inbox: Receiver<Report>,
+    /// The right to save it once it is prepared.
+    preparing: Option<Saving>,
     /// What is heard before anything else.
     early: VecDeque<Report>,
     last_beat: Instant,
@@ -441,10 +497,10 @@ impl Machine for QemuMachine {
         };
         match report {
             Ok(Report::News(news)) => Some(news),
-            Ok(Report::Ready { agent, boot_ms, boot_cpu_ms, restored }) => {
+            Ok(Report::Ready { agent, boot_ms, boot_cpu_ms, restored, prepared }) => {
                 self.agent = Some(Arc::new(agent));
                 self.last_beat = Instant::now();
-                Some(News::Ready { boot_ms, boot_cpu_ms, restored })
+                Some(News::Ready { boot_ms, boot_cpu_ms, restored, prepared })
             }
             Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => None,
         }
@@ -536,6 +592,35 @@ impl Machine for QemuMachine {
             (name, job::KEPT_SNAPSHOT.to_owned())
         };
         self.keep_as(&name).map_err(|error| explained(&error))
+    }
+
+    fn save_prepared(&mut self) -> Result<(), String> {
+        let Some(saving) = self.preparing.take() else { return Ok(()) };
+        let name = self.job.warm.as_ref().and_then(|warm| warm.prepare.as_ref());
+        let name = name.map(|stage| stage.name.to_string());
+        // Nobody else speaks with the guest between two stages.
+        let agent = self.agent.as_mut().and_then(Arc::get_mut);
+        let agent = agent.ok_or("somebody speaks with its guest")?;
+        let about = About { after: name, ..About::of(&self.job) };
+        let disks = self.disks.as_ref();
+        let deadline = Instant::now() + PATIENCE;
+        let saved =
+            save(&self.vm, agent, saving, about, &mut |prefix| keep_warm(disks, prefix), deadline);
+        self.last_beat = Instant::now();
+        match saved {
+            Ok(Ok(gone)) => {
+                if let Some(disks) = disks {
+                    gone.iter().filter_map(|about| about.disks.as_ref()).for_each(
+                        |(pool, prefix)| {
+                            disks.remove(pool, prefix);
+                        },
+                    );
+                }
+                Ok(())
+            }
+            Ok(Err(why)) => Err(why),
+            Err(error) => Err(chain(&error)),
+        }
     }
 
     fn end(self: Box<Self>, politely: bool) -> String {

@@ -117,7 +117,8 @@ impl Execution<'_> {
             }
             let patience = watch.wake_at().saturating_sub(now).min(GLANCE);
             match live.machine.next(patience) {
-                Some(News::Ready { boot_ms, boot_cpu_ms, restored }) => {
+                Some(News::Ready { boot_ms, boot_cpu_ms, restored, prepared }) => {
+                    live.prepared = prepared;
                     let vm = live.number;
                     tell(self.sink, Happening::VmReady { vm, boot_ms, boot_cpu_ms, restored });
                     return Ok(());

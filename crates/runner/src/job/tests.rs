@@ -30,7 +30,7 @@ enum Act {
 }
 
 fn ready() -> Act {
-    Act::Say(News::Ready { boot_ms: 2000, boot_cpu_ms: 1900, restored: false })
+    Act::Say(News::Ready { boot_ms: 2000, boot_cpu_ms: 1900, restored: false, prepared: false })
 }
 
 fn sign(sign: Sign) -> Act {

@@ -19,6 +19,7 @@
 use std::fs::Metadata;
 use std::os::unix::fs::MetadataExt;
 
+use kiln_model::job::JobSpec;
 use serde::{Deserialize, Serialize};
 
 pub(super) const MAGIC: [u8; 8] = [0x89, b'K', b'W', b'M', 0x0d, 0x0a, 0x1a, 0x0a];
@@ -47,8 +48,24 @@ pub struct About {
     pub boot: String,
     /// What it takes on disk.
     pub bytes: u64,
-    /// Where its disks were kept: the pool, and what names of the disks begin with.
+    /// Where its disks were kept, if they were: the pool, and what their names there begin with.
     pub disks: Option<(std::path::PathBuf, String)>,
+}
+
+impl About {
+    /// What is known of a job's machine before it is saved.
+    pub(crate) fn of(job: &JobSpec) -> About {
+        About {
+            kernel: job.kernel.identity.release.clone(),
+            after: None,
+            memory: job.machine.memory,
+            cpus: job.machine.cpus,
+            saved_at: 0,
+            boot: String::new(),
+            bytes: 0,
+            disks: None,
+        }
+    }
 }
 
 /// The file of a machine's memory as it was when it was saved.

@@ -6,7 +6,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use kiln_model::event::Acceleration;
-use kiln_model::job::JobSpec;
+use kiln_model::job::{JobSpec, Stage};
 use kiln_model::root::JobRoot;
 use kiln_vm::VmSpec;
 
@@ -52,6 +52,19 @@ impl Digest {
         }
         self.file(path)
     }
+}
+
+/// The key of the same machine after a stage.
+pub(super) fn of_prepared(ready: &str, job: &JobSpec, prepare: &Stage) -> String {
+    let mut digest = Digest(blake3::Hasher::new());
+    digest.text(ready);
+    // Plain data with string keys: there is nothing in it that JSON could not say.
+    digest.text(&serde_json::to_string(prepare).unwrap_or_default());
+    for (name, value) in &job.environment {
+        digest.text(name);
+        digest.text(value);
+    }
+    digest.0.finalize().to_hex().to_string()
 }
 
 /// Which boot of this host it is.

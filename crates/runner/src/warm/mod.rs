@@ -23,7 +23,7 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use kiln_model::job::JobSpec;
+use kiln_model::job::{JobSpec, Stage};
 use kiln_vm::VmSpec;
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, linkat, statvfs};
 
@@ -50,6 +50,7 @@ pub struct WarmStore {
 pub(crate) struct Found {
     pub(crate) memory: File,
     pub(crate) state: Vec<u8>,
+    pub(crate) about: About,
 }
 
 /// What there is under a key.
@@ -80,6 +81,11 @@ impl WarmStore {
     /// The key of a job's machine at the moment at which it is ready.
     pub(crate) fn key(job: &JobSpec, vm: &VmSpec, bases: &[String]) -> io::Result<String> {
         key::of_ready(job, vm, bases)
+    }
+
+    /// The key of that machine at the moment at which a stage has prepared it.
+    pub(crate) fn prepared_key(ready: &str, job: &JobSpec, prepare: &Stage) -> String {
+        key::of_prepared(ready, job, prepare)
     }
 
     fn path(&self, key: &str, kind: &str) -> PathBuf {
@@ -156,7 +162,7 @@ impl WarmStore {
         }
         // Of use to `prune` alone.
         let _ = file.set_modified(SystemTime::now());
-        Ok(Some(Found { memory, state: entry.state }))
+        Ok(Some(Found { memory, state: entry.state, about: entry.about }))
     }
 
     /// Removes what is there under a key, the part that leads to the other first.
@@ -200,8 +206,18 @@ impl Saving {
         self.store.nameless()
     }
 
-    /// Gives a saved machine its name. From here on it is found.
-    pub(crate) fn publish(self, memory: &File, state: Vec<u8>, mut about: About) -> io::Result<()> {
+    /// What the names of its disks in the pool begin with, where they are kept.
+    pub(crate) fn disks(&self) -> String {
+        format!("warm:{}:", &self.key[..self.key.len().min(32)])
+    }
+
+    /// Gives a saved machine its name. From here on it is found. Returns what was removed to make room for it.
+    pub(crate) fn publish(
+        self,
+        memory: &File,
+        state: Vec<u8>,
+        mut about: About,
+    ) -> io::Result<Vec<About>> {
         use std::os::unix::fs::MetadataExt as _;
         let (store, key) = (&self.store, &self.key);
         let kept = memory.metadata()?;
@@ -216,8 +232,7 @@ impl Saving {
         io::Write::write_all(&mut &machine, &entry.encode())?;
         name(&machine, &store.path(key, "machine"))?;
         // What is in the way of removing an old one is told by whoever removes it by hand.
-        let _ = store.forget_old(MOST);
-        Ok(())
+        Ok(store.forget_old(MOST).unwrap_or_default())
     }
 }
 

@@ -79,7 +79,8 @@ fn a_saver_that_dies_leaves_nothing() {
 #[test]
 fn damage_is_told_and_never_used() {
     let store = store();
-    let harm: [(&str, &dyn Fn(&Path)); 4] = [
+    type Harm<'a> = (&'a str, &'a dyn Fn(&Path));
+    let harm: [Harm<'_>; 4] = [
         ("machine", &|path| fs::write(path, b"no machine").unwrap()),
         ("machine", &|path| File::options().write(true).open(path).unwrap().set_len(100).unwrap()),
         ("memory", &|path| fs::remove_file(path).unwrap()),

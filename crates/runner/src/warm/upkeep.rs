@@ -140,13 +140,15 @@ impl WarmStore {
     }
 
     /// All but the latest, and what another boot of this host left.
-    pub(super) fn forget_old(&self, most: usize) -> io::Result<()> {
+    pub(super) fn forget_old(&self, most: usize) -> io::Result<Vec<About>> {
+        let mut gone = Vec::new();
         for (number, machine) in self.all()?.into_iter().enumerate() {
             if number >= most || !machine.usable {
                 self.forget(&machine.key)?;
+                gone.extend(machine.about);
             }
         }
-        Ok(())
+        Ok(gone)
     }
 
     /// Memory without its machine, and locks of nobody.

@@ -244,7 +244,7 @@ impl Agent {
         Ok(())
     }
 
-    /// Makes the guest a machine of its own: clock, random numbers, host name, machine id.
+    /// Makes the guest a machine of its own: clock, random numbers, host name, and where that is wanted machine id.
     ///
     /// # Errors
     /// [`AgentError::Guest`], or [`AgentError::Protocol`] when this host has no random bytes.
@@ -252,10 +252,12 @@ impl Agent {
         &self,
         since_epoch: Duration,
         hostname: &str,
+        identified: bool,
         deadline: Instant,
     ) -> Result<(), AgentError> {
         let random = connection::random::<80>()?;
         let (machine, entropy) = random.split_at(16);
+        let machine = if identified { machine } else { &[] };
         let machine_id: String = machine.iter().map(|byte| format!("{byte:02x}")).collect();
         let renewal = Renewal {
             since_epoch: u64::try_from(since_epoch.as_nanos()).unwrap_or(u64::MAX),
