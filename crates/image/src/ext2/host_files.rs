@@ -29,6 +29,8 @@ pub(super) struct HostFiles {
     files: Vec<HostFile>,
     /// All files' names, one after the other.
     names: Vec<u8>,
+    /// The file systems that files lie on; few, and mostly one.
+    devices: Vec<u64>,
     /// When the one that changed last did so.
     youngest: (i64, i64),
     open: Mutex<VecDeque<(u32, Arc<File>)>>,
@@ -37,7 +39,6 @@ pub(super) struct HostFiles {
 /// A file as it was seen. Of a [`Stamp`] it lacks what says nothing about a regular file's bytes.
 #[derive(Clone, Copy, Debug)]
 struct HostFile {
-    device: u64,
     inode: u64,
     size: u64,
     modified: i64,
@@ -45,13 +46,15 @@ struct HostFile {
     modified_nanos: u32,
     changed_nanos: u32,
     mode: u32,
+    /// Which of the file systems it lies on.
+    device: u32,
     folder: u32,
     /// Where its name ends in the row of names; it begins where the one before ends.
     name_end: u32,
 }
 
 // There are as many of these as files.
-const _: () = assert!(size_of::<HostFile>() <= 64);
+const _: () = assert!(size_of::<HostFile>() <= 56);
 
 impl HostFiles {
     /// Remembers a folder that files lie in.
@@ -64,9 +67,13 @@ impl HostFiles {
     pub(super) fn add(&mut self, folder: u32, name: &[u8], stamp: Stamp) -> u32 {
         self.youngest = self.youngest.max(stamp.changed);
         self.names.extend_from_slice(name);
+        let device = self.devices.iter().rposition(|device| *device == stamp.device);
+        let device = device.unwrap_or_else(|| {
+            self.devices.push(stamp.device);
+            self.devices.len() - 1
+        });
         let nanos = |nanos: i64| u32::try_from(nanos).unwrap_or(u32::MAX);
         self.files.push(HostFile {
-            device: stamp.device,
             inode: stamp.inode,
             size: stamp.size,
             modified: stamp.modified.0,
@@ -74,6 +81,7 @@ impl HostFiles {
             modified_nanos: nanos(stamp.modified.1),
             changed_nanos: nanos(stamp.changed.1),
             mode: stamp.mode,
+            device: count32(device),
             folder,
             name_end: count32(self.names.len()),
         });
@@ -99,7 +107,21 @@ impl HostFiles {
 
     /// All files, by number: folder, name, and as they were seen.
     pub(super) fn files(&self) -> impl Iterator<Item = (u32, &[u8], Stamp)> {
-        (0..).zip(&self.files).map(|(at, file)| (file.folder, self.name(at), file.stamp()))
+        (0..).zip(&self.files).map(|(at, file)| (file.folder, self.name(at), self.stamp(at)))
+    }
+
+    fn stamp(&self, file: u32) -> Stamp {
+        let file = self.files[index(file)];
+        Stamp {
+            mode: file.mode,
+            device: self.devices.get(index(file.device)).copied().unwrap_or_default(),
+            inode: file.inode,
+            links: 0,
+            size: file.size,
+            modified: (file.modified, file.modified_nanos.into()),
+            changed: (file.changed, file.changed_nanos.into()),
+            stands_for: 0,
+        }
     }
 
     fn name(&self, file: u32) -> &[u8] {
@@ -169,7 +191,7 @@ impl HostFiles {
     pub(super) fn check(&self, file: u32, open: &File) -> Result<(), Ext2Error> {
         let meta = open.metadata().map_err(|error| self.failed(file, error))?;
         let now = Stamp { stands_for: 0, ..Stamp::of(&meta) };
-        if now.same_content(&self.files[index(file)].stamp()) {
+        if now.same_content(&self.stamp(file)) {
             return Ok(());
         }
         Err(Ext2Error::Changed { path: self.path(file) })
@@ -177,21 +199,6 @@ impl HostFiles {
 
     fn failed(&self, file: u32, source: io::Error) -> Ext2Error {
         Ext2Error::Host { act: "read", path: self.path(file), source }
-    }
-}
-
-impl HostFile {
-    fn stamp(&self) -> Stamp {
-        Stamp {
-            mode: self.mode,
-            device: self.device,
-            inode: self.inode,
-            links: 0,
-            size: self.size,
-            modified: (self.modified, self.modified_nanos.into()),
-            changed: (self.changed, self.changed_nanos.into()),
-            stands_for: 0,
-        }
     }
 }
 
