@@ -7,6 +7,9 @@ use std::time::{Duration, Instant};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGWINCH};
 use signal_hook::iterator::Signals;
 
+use crate::exit::Exit;
+use crate::failure::{Explain as _, Failure};
+
 /// A signal that matters to a run or a shell.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Heard {
@@ -31,6 +34,17 @@ pub(crate) fn listen(mut hear: impl FnMut(Heard) + Send + 'static) -> io::Result
         }
     })?;
     Ok(())
+}
+
+/// Calls `end` whenever somebody wants us to end, by Ctrl-C or another signal, on a thread of its own.
+pub(crate) fn when_told_to_end(mut end: impl FnMut() + Send + 'static) -> Result<(), Failure> {
+    listen(move |signal| {
+        if signal != Heard::Resized {
+            end();
+        }
+    })
+    .tried(|| "cannot listen for signals".to_owned())
+    .exits(Exit::InfrastructureBroke)
 }
 
 /// Pauses that end early when the user has seen enough.

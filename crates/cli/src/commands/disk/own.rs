@@ -9,9 +9,9 @@ use kiln_store::{Opened, Owner, Store, detach, tell_readiness};
 use super::pool::refused;
 use crate::arguments::DiskOwnArgs;
 use crate::exit::Exit;
-use crate::failure::{Explain as _, Failure};
+use crate::failure::Failure;
 use crate::session::Session;
-use crate::signals::{self, Heard};
+use crate::signals;
 use crate::terminal;
 
 /// `kiln disk own`
@@ -43,13 +43,7 @@ pub(super) fn own(session: &Session, pool: &Path, args: &DiskOwnArgs) -> Result<
         }
     };
     let dismissal = owner.dismissal();
-    signals::listen(move |signal| {
-        if signal != Heard::Resized {
-            dismissal.dismiss();
-        }
-    })
-    .tried(|| "cannot listen for signals".to_owned())
-    .exits(Exit::InfrastructureBroke)?;
+    signals::when_told_to_end(move || dismissal.dismiss())?;
     if args.detached {
         tell_readiness(None);
     } else {

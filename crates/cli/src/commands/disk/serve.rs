@@ -34,14 +34,10 @@ pub(super) fn serve(session: &Session, pool: &Path, args: &DiskServeArgs) -> Res
     // Before anybody can know that there is something to end.
     let (tell, told) = mpsc::channel();
     let signalled = tell.clone();
-    signals::listen(move |signal| {
-        if signal != signals::Heard::Resized {
-            // Fails when we are ending already.
-            let _ = signalled.send(Heard::Enough);
-        }
-    })
-    .tried(|| "cannot listen for signals".to_owned())
-    .exits(Exit::InfrastructureBroke)?;
+    signals::when_told_to_end(move || {
+        // Fails when we are ending already.
+        let _ = signalled.send(Heard::Enough);
+    })?;
     let mut serve = Serve {
         names: args.names.clone(),
         frontends: frontends(&session.folder, args),

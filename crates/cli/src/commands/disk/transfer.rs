@@ -23,20 +23,13 @@ use crate::commands::layer;
 use crate::exit::Exit;
 use crate::failure::{Explain as _, Failure};
 use crate::session::Session;
-use crate::signals::{self, Heard};
-use crate::{hostile, terminal};
+use crate::{hostile, signals, terminal};
 
 /// Stopped by Ctrl-C or a signal: whoever copies has something to clean up first.
 fn listen() -> Result<Stop, Failure> {
     let stop = Stop::new();
     let heard = stop.clone();
-    signals::listen(move |signal| {
-        if signal != Heard::Resized {
-            heard.stop();
-        }
-    })
-    .tried(|| "cannot listen for signals".to_owned())
-    .exits(Exit::InfrastructureBroke)?;
+    signals::when_told_to_end(move || heard.stop())?;
     Ok(stop)
 }
 

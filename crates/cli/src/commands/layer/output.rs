@@ -11,7 +11,7 @@ use tempfile::NamedTempFile;
 
 use crate::exit::Exit;
 use crate::failure::{Explain as _, Failure};
-use crate::signals::{self, Heard};
+use crate::signals;
 
 /// The folder a file is in.
 pub(crate) fn folder_of(path: &Path) -> &Path {
@@ -52,13 +52,7 @@ pub(crate) fn sync(path: &Path) -> Result<(), Failure> {
 pub(crate) fn listen() -> Result<Arc<AtomicBool>, Failure> {
     let enough = Arc::new(AtomicBool::new(false));
     let heard = Arc::clone(&enough);
-    signals::listen(move |signal| {
-        if signal != Heard::Resized {
-            heard.store(true, Ordering::Relaxed);
-        }
-    })
-    .tried(|| "cannot listen for signals".to_owned())
-    .exits(Exit::InfrastructureBroke)?;
+    signals::when_told_to_end(move || heard.store(true, Ordering::Relaxed))?;
     Ok(enough)
 }
 
