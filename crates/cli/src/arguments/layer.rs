@@ -6,6 +6,10 @@ use clap::{Args, Subcommand, ValueEnum};
 use kiln_block::ByteLen;
 use kiln_overlaybd::Uuid;
 
+use super::layer_remote::{
+    LayerMountArgs, LayerPullArgs, LayerPushArgs, LayerServeArgs, LayerUmountArgs,
+};
+
 /// What can be done with layers.
 #[derive(Debug, Subcommand)]
 pub(crate) enum LayerCommand {
@@ -17,6 +21,11 @@ pub(crate) enum LayerCommand {
     Create(LayerCreateArgs),
     Commit(LayerCommitArgs),
     Seal(LayerSealArgs),
+    Mount(LayerMountArgs),
+    Umount(LayerUmountArgs),
+    Serve(LayerServeArgs),
+    Push(LayerPushArgs),
+    Pull(LayerPullArgs),
 }
 
 /// Show how a layer, or an image's configuration, is made
@@ -34,10 +43,12 @@ pub(crate) struct LayerInspectArgs {
 ///
 /// Ends with 0 where nothing is wrong, and with 102 where something is.
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  kiln layer verify base.obd top.obd")]
+#[command(
+    after_help = "Examples:\n  kiln layer verify base.obd top.obd\n  kiln layer verify config.v1.json"
+)]
 pub(crate) struct LayerVerifyArgs {
-    /// Sealed layers
-    #[arg(value_name = "FILE", required = true)]
+    /// Sealed layers, or a config.v1.json for those it names
+    #[arg(value_name = "FILE|CONFIG", required = true)]
     pub(crate) files: Vec<PathBuf>,
 }
 

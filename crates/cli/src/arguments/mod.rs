@@ -4,6 +4,7 @@
 mod disk;
 mod inspect;
 mod layer;
+mod layer_remote;
 mod make;
 mod run;
 mod supermin;
@@ -22,6 +23,10 @@ pub(crate) use inspect::{
 pub(crate) use layer::{
     Compress, LayerApplyArgs, LayerCommand, LayerCommitArgs, LayerConvertArgs, LayerCreateArgs,
     LayerInspectArgs, LayerMergeArgs, LayerSealArgs, LayerSealingArgs, LayerVerifyArgs, Target,
+};
+pub(crate) use layer_remote::{
+    LayerImageArgs, LayerMountArgs, LayerPullArgs, LayerPushArgs, LayerServeArgs, LayerUmountArgs,
+    RegistryArgs,
 };
 pub(crate) use make::{
     ImageBuildArgs, ImageCommand, ImageExt2Args, ImageInspectArgs, ImagePruneArgs, JobCommand,

@@ -4,8 +4,12 @@ mod apply;
 mod convert;
 mod look;
 mod make;
+mod mount;
 mod output;
+mod remote;
+mod serve;
 mod sources;
+mod transfer;
 
 use std::path::Path;
 
@@ -29,6 +33,11 @@ pub(crate) fn layer(session: Session, command: &LayerCommand) -> Result<Exit, Fa
         LayerCommand::Create(args) => make::create(&session, args),
         LayerCommand::Commit(args) => make::commit(&session, args),
         LayerCommand::Seal(args) => make::seal(&session, args),
+        LayerCommand::Mount(args) => mount::mount(&session, args),
+        LayerCommand::Umount(args) => mount::umount(&session, args),
+        LayerCommand::Serve(args) => serve::serve(&session, args),
+        LayerCommand::Push(args) => transfer::push(&session, args),
+        LayerCommand::Pull(args) => transfer::pull(&session, args),
     }
 }
 
