@@ -108,6 +108,10 @@ fn switch_to(root: &Path) -> Result<(), String> {
         if kept == Path::new("/run") || !is_mount(kept) {
             continue;
         }
+        // Whatever the root disk holds in /tmp must stay visible.
+        if kept == Path::new("/tmp") && holds_something(&target) {
+            continue;
+        }
         mount_move(kept, &target).map_err(told_errno("move", kept))?;
     }
     let old = fs::metadata("/").map_err(told("look at", Path::new("/")))?.dev();
@@ -120,6 +124,10 @@ fn switch_to(root: &Path) -> Result<(), String> {
     let flags = MountFlags::NOSUID;
     mount("tmpfs", "/run", "tmpfs", flags, c"mode=0755")
         .map_err(told_errno("mount", Path::new("/run")))
+}
+
+fn holds_something(folder: &Path) -> bool {
+    fs::read_dir(folder).is_ok_and(|mut inside| inside.next().is_some())
 }
 
 fn is_mount(path: &Path) -> bool {

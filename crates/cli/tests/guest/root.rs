@@ -12,6 +12,7 @@ name = "rooted"
 [guest]
 include = ["base"]
 trees = [{ path = "/srv/tree", source = "tree" }]
+files = [{ path = "/tmp/note", text = "of the image" }]
 [vm]
 memory = "256M"
 boot_timeout = "4m"
@@ -36,6 +37,7 @@ grep '^overlay / ' /proc/mounts
 test -e /dev/disk/by-id/virtio-kiln-root
 test $(wc -l </srv/tree/file) = 100000
 grep -q root /etc/passwd
+grep -q image /tmp/note
 '''
 [[stages]]
 name = "writes"
