@@ -331,6 +331,7 @@ impl Core {
                 catalog: catalog.root.0,
                 catalog_pages: catalog.pages,
                 most: self.most,
+                nonce: self.nonce,
             };
             (pages, superblock)
         });

@@ -41,6 +41,8 @@ pub(crate) struct Core {
     pub(crate) uuid: [u8; 16],
     /// Which opening of the pool this is; a larger one on the device has taken it over.
     pub(crate) opening: u64,
+    /// Tells it from one that began at the same instant.
+    pub(crate) nonce: u64,
     pub(crate) sums: Sums,
     pub(crate) space: Space,
     pub(crate) nodes: Clock<NodeKey, Arc<Node>>,

@@ -24,6 +24,8 @@ pub(crate) const VERSION: u32 = 1;
 const KNOWN_FEATURES: u64 = 0;
 /// Blocks of the superblock's slots: two of two. A power cut tears one slot, a rotten bit one copy.
 pub(crate) const SUPERBLOCKS: u64 = 4;
+/// Where a superblock says which of the openings with its number made it.
+pub(crate) const NONCE_AT: usize = 176;
 /// Blocks one page of the free map tells about.
 pub(crate) const MAP_BITS: u64 = (BLOCK_LEN - MAP_HEADER as u64) * 8;
 /// Blocks of a pool that does not save on alignment: 64 MiB.
@@ -100,6 +102,8 @@ pub(crate) struct Superblock {
     pub(crate) catalog_pages: u64,
     /// Up to how many blocks the pool grows by itself; 0 for as many as the free map has room for.
     pub(crate) most: u64,
+    /// Drawn at random by each opening: two that began at once have the same number.
+    pub(crate) nonce: u64,
 }
 
 /// Why a slot is not a superblock.
@@ -143,6 +147,7 @@ impl Superblock {
     /// | 40 | 14 × 8 | the numbers, in the order below |
     /// | 152 | 15 | catalog root |
     /// | 168 | 8 | most |
+    /// | 176 | 8 | nonce |
     pub(crate) fn encode(&self) -> Box<[u8; BLOCK]> {
         let mut bytes = Box::new([0; BLOCK]);
         bytes[..8].copy_from_slice(&MAGIC);
@@ -170,6 +175,7 @@ impl Superblock {
         }
         self.catalog.encode(&mut bytes[152..167]);
         put(&mut bytes[..], 168, self.most);
+        put(&mut bytes[..], NONCE_AT, self.nonce);
         let crc = slot_crc(&bytes);
         bytes[12..16].copy_from_slice(&crc.to_le_bytes());
         bytes
@@ -219,6 +225,7 @@ impl Superblock {
             catalog: Entry::decode(&bytes[152..167]),
             catalog_pages: number(12),
             most: get(bytes, 168),
+            nonce: get(bytes, NONCE_AT),
         };
         let counters =
             [superblock.generation, superblock.opening, superblock.wal_batch, superblock.next_id];
@@ -322,6 +329,7 @@ mod tests {
             catalog: Entry::node(900, 11, 0xdead_beef),
             catalog_pages: 2,
             most: 1 << 17,
+            nonce: 0x0123_4567_89ab_cdef,
         }
     }
 
@@ -329,7 +337,7 @@ mod tests {
     fn a_superblock_reads_back_and_every_flipped_bit_is_seen() {
         let bytes = example().encode();
         assert_eq!(Superblock::decode(&bytes).unwrap(), example());
-        for bit in 0..180 * 8 {
+        for bit in 0..190 * 8 {
             let mut flipped = bytes.clone();
             flipped[bit / 8] ^= 1 << (bit % 8);
             assert!(Superblock::decode(&flipped).is_err(), "bit {bit}");

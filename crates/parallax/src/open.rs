@@ -45,6 +45,22 @@ impl Default for PoolOptions {
     }
 }
 
+/// Bytes drawn at random.
+fn drawn<const N: usize>(act: &'static str) -> Result<[u8; N], PoolError> {
+    let mut bytes = [0; N];
+    rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty()).map_err(
+        |errno| {
+            let source = kiln_block::DeviceError::Io {
+                act: "draw an id for",
+                at: ByteOffset::ZERO,
+                source: errno.into(),
+            };
+            PoolError::Device { act, source }
+        },
+    )?;
+    Ok(bytes)
+}
+
 /// Writes an empty pool over whatever the device holds.
 pub(crate) fn format(device: &dyn BlockDevice, options: &PoolOptions) -> Result<(), PoolError> {
     let size = device.size();
@@ -53,17 +69,8 @@ pub(crate) fn format(device: &dyn BlockDevice, options: &PoolOptions) -> Result<
     if size < needs {
         return Err(PoolError::TooSmall { needs, has: size });
     }
-    let mut uuid = [0; 16];
-    rustix::rand::getrandom(&mut uuid, rustix::rand::GetRandomFlags::empty()).map_err(|errno| {
-        let source = kiln_block::DeviceError::Io {
-            act: "draw an id for",
-            at: ByteOffset::ZERO,
-            source: errno.into(),
-        };
-        PoolError::Device { act: "make", source }
-    })?;
     let superblock = Superblock {
-        uuid,
+        uuid: drawn("make")?,
         generation: 1,
         opening: 0,
         layout,
@@ -75,6 +82,7 @@ pub(crate) fn format(device: &dyn BlockDevice, options: &PoolOptions) -> Result<
         catalog: Entry::HOLE,
         catalog_pages: 0,
         most: layout.blocks.max(options.limit.get() / BLOCK_LEN),
+        nonce: 0,
     };
     let fail = PoolError::device;
     // The log is written, not only reserved: a filesystem has nothing to note down then when a flush syncs it.
@@ -144,6 +152,7 @@ pub(crate) fn open(
         most: if superblock.most == 0 { layout.limit() } else { superblock.most },
         uuid: superblock.uuid,
         opening: superblock.opening + 1,
+        nonce: u64::from_le_bytes(drawn("open")?),
         sums,
         space,
         nodes: Clock::new(cache / 4),
