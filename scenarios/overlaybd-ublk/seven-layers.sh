@@ -21,12 +21,11 @@ end() {
 }
 
 mkdir -p "$MNT"
-head -c 48m /dev/zero >empty.raw
+head -c 24m /dev/zero >empty.raw
 mkfs.ext4 -q empty.raw
 "$KILN" layer convert --to overlaybd --compress none --output 1.obd empty.raw
 rm empty.raw
 layers=1.obd
-: >digests
 for number in 2 3 4 5 6 7; do
     case $number in
     2) how="--compress lz4 --block-size 4K" ;;
@@ -40,9 +39,9 @@ for number in 2 3 4 5 6 7; do
     # shellcheck disable=SC2086
     serve --upper up.data --upper-index up.index $layers
     mount -t ext4 "$device" "$MNT"
-    (cd "$MNT" && sha256sum --check --quiet /tmp/digests)
+    [ "$number" = 2 ] || (cd "$MNT" && sha256sum --check --quiet /tmp/digests)
     # Something new, something changed in the middle, something gone.
-    seq "${number}00000" "${number}90000" >"$MNT/new-$number"
+    seq "${number}00000" "${number}30000" >"$MNT/new-$number"
     seq "$number" 3000 >"$MNT/changed"
     [ "$number" = 2 ] || rm "$MNT/gone"
     seq 5000 >"$MNT/gone"
@@ -67,5 +66,5 @@ mount -t ext4 -o ro "$device" "$MNT"
 (cd "$MNT" && sha256sum --check --quiet /tmp/digests)
 umount "$MNT"
 fio --name=layers --filename="$device" --readonly --direct=1 --thread --ioengine=psync --numjobs=4 --group_reporting \
-    --rw=randread --bs=4k --size=4m --offset_increment=8m
+    --rw=randread --bs=4k --size=1m --offset_increment=6m
 end

@@ -196,6 +196,16 @@ fn damage_is_named_and_leaves_no_output() {
     kiln.run(&["layer", "convert", "--to", "raw", "--output", "o.obd", "bad.obd"])
         .exits(102)
         .complains(&["bad.obd"]);
+    let config = |first: &str| {
+        let lowers = [first, &good].map(|file| serde_json::json!({"file": file}));
+        kiln.write("config.v1.json", serde_json::json!({"lowers": lowers}).to_string());
+    };
+    config("bad.obd");
+    let said = kiln.run(&["layer", "verify", "config.v1.json"]).exits(102).stdout;
+    assert!(said.contains("config.v1.json: ") && said.contains("bad.obd"), "{said}");
+    config(&good);
+    let said = kiln.run(&["layer", "verify", "config.v1.json"]).exits(0).stdout;
+    assert!(said.contains("note: layer 1") && said.contains("config.v1.json: sound"), "{said}");
     kiln.write("cut.obd", &layer[..9000]);
     kiln.run(&["layer", "inspect", "cut.obd"]).exits(102).complains(&["cut.obd", "byte"]);
     assert!(!kiln.folder().join("o.obd").exists());

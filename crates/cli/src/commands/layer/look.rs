@@ -5,7 +5,7 @@ use std::io::Read as _;
 use std::path::Path;
 
 use kiln_block::ByteLen;
-use kiln_overlaybd::{Codec, Config, Flaw, Image, Input, Layer, OpenOptions, check};
+use kiln_overlaybd::{Codec, Config, Flaw, Image, Input, Layer, OpenOptions, check, check_layer};
 use serde_json::{Value, json};
 
 use super::output::folder_of;
@@ -21,9 +21,7 @@ const MOST_FLAWS: usize = 100;
 
 /// `kiln layer inspect`
 pub(crate) fn inspect(session: &Session, args: &LayerInspectArgs) -> Result<Exit, Failure> {
-    let mut first = [0];
-    let read = File::open(&args.file).and_then(|mut file| file.read(&mut first));
-    if read.is_ok() && first == *b"{" {
+    if is_config(&args.file) {
         return config(session, &args.file);
     }
     let layer = open(&args.file).map_err(refused)?;
@@ -32,6 +30,13 @@ pub(crate) fn inspect(session: &Session, args: &LayerInspectArgs) -> Result<Exit
         false => show(&layer)?,
     }
     Ok(Exit::Success)
+}
+
+/// An image's configuration is JSON, and no layer starts like that.
+fn is_config(path: &Path) -> bool {
+    let mut first = [0];
+    let read = File::open(path).and_then(|mut file| file.read(&mut first));
+    read.is_ok() && first == *b"{"
 }
 
 fn config(session: &Session, path: &Path) -> Result<Exit, Failure> {
@@ -139,6 +144,7 @@ pub(crate) fn verify(session: &Session, args: &LayerVerifyArgs) -> Result<Exit, 
     let mut told = Vec::new();
     for path in &args.files {
         let flaws = match Input::open(path) {
+            Ok(_) if is_config(path) => image_flaws(path),
             Ok(input) => check(input, &OpenOptions::default(), MOST_FLAWS),
             Err(error) => vec![Flaw::Unreadable(error)],
         };
@@ -173,6 +179,28 @@ pub(crate) fn verify(session: &Session, args: &LayerVerifyArgs) -> Result<Exit, 
         session.out_json(&json!({"sound": worst == Exit::Success, "layers": told}))?;
     }
     Ok(worst)
+}
+
+/// What is wrong with the layers that a configuration names, or with how they lie on each other.
+fn image_flaws(path: &Path) -> Vec<Flaw> {
+    let opened = Config::load(path).and_then(|mut config| {
+        // An upper may be written meanwhile; it has no checksums anyway.
+        config.upper = None;
+        match config.lowers.is_empty() {
+            true => Ok(None),
+            false => {
+                Image::open_config(&config, folder_of(path), &OpenOptions::default()).map(Some)
+            }
+        }
+    });
+    let image = match opened {
+        Ok(image) => image,
+        Err(error) => return vec![Flaw::Unreadable(error)],
+    };
+    let Some(stack) = image.as_ref().and_then(Image::stack) else { return Vec::new() };
+    let layers = stack.layers().iter().flat_map(|layer| check_layer(layer, MOST_FLAWS));
+    let mismatches = stack.chain_mismatches();
+    layers.chain(mismatches.iter().map(|mismatch| Flaw::Odd(mismatch.to_string()))).collect()
 }
 
 fn flaw_json(flaw: &Flaw) -> Value {
