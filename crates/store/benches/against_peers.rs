@@ -10,6 +10,7 @@
 
 mod peers;
 
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -133,9 +134,15 @@ impl Bench {
 
     /// An image of the same bytes in QEMU's format.
     fn qcow2(&self, name: &str, options: &str) -> PathBuf {
-        let path = self.path(name);
-        let (from, to) = (self.image.display().to_string(), path.display().to_string());
+        let (path, converted) = (self.path(name), self.path("converted"));
+        let (from, to) = (self.image.display().to_string(), converted.display().to_string());
         run("qemu-img", &["convert", "-f", "raw", "-O", "qcow2", "-o", options, &from, &to]);
+        // In pages too, see `fill`.
+        let bytes = std::fs::read(&converted).unwrap();
+        let mut image = std::fs::File::create_new(&path).unwrap();
+        bytes.chunks(4096).for_each(|page| image.write_all(page).unwrap());
+        image.sync_all().unwrap();
+        std::fs::remove_file(&converted).unwrap();
         path
     }
 
