@@ -5,9 +5,10 @@ use std::fs;
 use std::io::Write as _;
 use std::process::Command;
 
-use kiln_block::ReadOnly;
+use kiln_block::{BlockDevice as _, ByteOffset, ReadOnly};
 use kiln_image::archive::Stretch;
 use kiln_image::ext2::{Ext2Error, Options, Plan, Tree};
+use proptest::prelude::*;
 
 use super::reader::{self, File};
 use super::{check, image};
@@ -217,5 +218,51 @@ fn what_tar_packs_of_a_directory_is_the_directory() {
 fn an_archive_of_rubbish_is_an_error() {
     for bytes in [&b"nothing like it"[..], &[0xff; 4096][..]] {
         assert!(add(&mut Tree::new(), bytes, false).is_err());
+    }
+}
+
+/// Gives each header the sum of its bytes, which a reader asks for first.
+fn seal(bytes: &mut [u8], headers: &[usize]) {
+    for at in headers {
+        let block = &mut bytes[*at..at + 512];
+        block[148..156].fill(b' ');
+        let sum: u32 = block.iter().map(|byte| u32::from(*byte)).sum();
+        block[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
+    /// Some bytes of headers are others: that is an error, or a disk that can be read to its end.
+    #[test]
+    fn a_damaged_archive_is_an_error_or_a_disk(
+        damage in prop::collection::vec((0_usize..6, 0_usize..512, any::<u8>()), 1..12),
+        layer: bool,
+    ) {
+        let mut bytes = tar(&[
+            folder("a"),
+            file("a/b", "content"),
+            link("a/c", tar::EntryType::Link, "a/b"),
+            link("d", tar::EntryType::Symlink, "a"),
+            file("d/.wh.b", ""),
+            file("e", &"e".repeat(600)),
+        ]);
+        let headers = [0, 512, 1536, 2048, 2560, 3072];
+        for (header, at, byte) in damage {
+            bytes[headers[header] + at] = byte;
+        }
+        seal(&mut bytes, &headers);
+        let mut tree = Tree::new();
+        if let Ok(_archive) = add(&mut tree, &bytes, layer)
+            && let Ok(plan) = Plan::new(tree, &Options::default())
+        {
+            let disk = ReadOnly(plan);
+            let mut block = vec![0; 1 << 16];
+            let size = disk.size().get().min(1 << 22);
+            for at in (0..size).step_by(1 << 16) {
+                let len = usize::try_from(size - at).unwrap().min(1 << 16);
+                disk.read_at(ByteOffset::new(at), &mut block[..len]).unwrap();
+            }
+        }
     }
 }
