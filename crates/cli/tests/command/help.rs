@@ -19,6 +19,7 @@ fn the_short_help_fits_a_screen_and_names_every_command() {
         "history",
         "kernel",
         "image",
+        "supermin",
         "disk",
         "layer",
         "job",

@@ -17,4 +17,5 @@ mod nbd;
 mod observing;
 mod owner;
 mod planning;
+mod supermin;
 mod transfer;

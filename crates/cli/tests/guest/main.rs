@@ -2,6 +2,7 @@
 //! the guest executable (`make guest`, or `KILN_GUEST`); without one of them they fail and say which.
 #![expect(clippy::unwrap_used, reason = "a test whose terminal cannot be set up has failed")]
 
+mod appliance;
 mod disks;
 mod faults;
 mod frontends;
