@@ -4,6 +4,7 @@
 //! scenario makes itself is made in a machine of its own, under a digest of all that went in: the disk's size, the
 //! commands, the guest's image and the kernel. One process makes at a time; others wait and find it made.
 
+use std::collections::VecDeque;
 use std::fs::File;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -16,7 +17,9 @@ use kiln_model::hostile;
 use kiln_model::job::{Disk, KeepDisks};
 use kiln_model::plan::{Plan, UnreadScript};
 use kiln_model::scenario::{self, DiskStart, Making};
-use kiln_store::{Reply, Request, Stop, Store, StoreError, Why};
+use kiln_qcow2::Qcow2Error;
+use kiln_qcow2::chain::{self, Allow, Link};
+use kiln_store::{BackingImage, Format, Reply, Request, Stop, Store, StoreError, Why};
 use rustix::fs::{FlockOperation, flock};
 
 use crate::equip::Equipment;
@@ -309,17 +312,8 @@ impl Bases<'_> {
     }
 
     fn image_name(&self, disk: &scenario::Disk, path: &Path) -> Result<String, BaseError> {
-        let path = self.image_path(path);
-        let found =
-            std::fs::metadata(&path).map_err(|error| self.unreadable(disk, &path, error))?;
-        let mut digest = blake3::Hasher::new();
-        digest.update(b"kiln base: image, 1\n");
-        for number in [found.dev(), found.ino(), found.size()] {
-            digest.update(&number.to_le_bytes());
-        }
-        for number in [found.mtime(), found.mtime_nsec(), found.ctime(), found.ctime_nsec()] {
-            digest.update(&number.to_le_bytes());
-        }
+        let links = self.image_links(disk, path)?;
+        let digest = digest_of(&links).map_err(|error| self.unreadable(disk, path, error))?;
         let stem = path.file_stem().unwrap_or_default().to_string_lossy();
         Ok(named(&stem, &digest))
     }
@@ -361,9 +355,24 @@ impl Bases<'_> {
         name: &str,
         stop: &StopToken,
     ) -> Result<(), BaseError> {
+        self.import_links(store, disk, self.image_links(disk, path)?, name, stop)
+    }
+
+    /// The file of a disk's image, and the files it stands on.
+    fn image_links(&self, disk: &scenario::Disk, path: &Path) -> Result<Vec<Link>, BaseError> {
         let path = self.image_path(path);
-        let file = File::open(&path).map_err(|error| self.unreadable(disk, &path, error))?;
-        self.import_file(store, disk, file, &path.display().to_string(), name, stop)
+        chain::find(&path, None, Allow::Beside).map_err(|error| match error {
+            Qcow2Error::Open { source, .. } => self.unreadable(disk, &path, source),
+            error => {
+                let mut why = error.to_string();
+                let mut cause = std::error::Error::source(&error);
+                while let Some(error) = cause {
+                    why = format!("{why}: {error}");
+                    cause = error.source();
+                }
+                self.unfit(disk, hostile::line(&why).into_owned())
+            }
+        })
     }
 
     /// Imports an open file, to be called `label`.
@@ -376,11 +385,33 @@ impl Bases<'_> {
         name: &str,
         stop: &StopToken,
     ) -> Result<(), BaseError> {
+        let link = Link { path: label.into(), file, format: chain::Format::Raw };
+        self.import_links(store, disk, vec![link], name, stop)
+    }
+
+    fn import_links(
+        &self,
+        store: &Store,
+        disk: &scenario::Disk,
+        links: Vec<Link>,
+        name: &str,
+        stop: &StopToken,
+    ) -> Result<(), BaseError> {
+        let (mut files, mut named) = (Vec::new(), VecDeque::new());
+        for link in links {
+            files.push(link.file.into());
+            let format = match link.format {
+                chain::Format::Raw => Format::Raw,
+                chain::Format::Qcow2 => Format::Qcow2,
+            };
+            named.push_back(BackingImage { file: link.path.display().to_string(), format });
+        }
+        let Some(first) = named.pop_front() else { return Ok(()) };
         let request = Request::Import {
             name: name.to_owned(),
-            format: None,
-            file: label.to_owned(),
-            backing: Vec::new(),
+            format: Some(first.format),
+            file: first.file,
+            backing: named.into(),
             snapshot: None,
         };
         let enough = Stop::new();
@@ -390,7 +421,7 @@ impl Bases<'_> {
                 until.stop();
             }
         };
-        let imported = store.ask_with(request, vec![file.into()], &mut on_progress, &enough);
+        let imported = store.ask_with(request, files, &mut on_progress, &enough);
         imported.map(|_| ()).map_err(|error| self.pool_trouble(disk, error))
     }
 
@@ -499,9 +530,46 @@ fn last_lines(said: &[u8]) -> String {
     shown.join("\n")
 }
 
+/// Which files these are, and as of when.
+fn digest_of(links: &[Link]) -> std::io::Result<blake3::Hasher> {
+    let mut digest = blake3::Hasher::new();
+    digest.update(b"kiln base: image, 1\n");
+    for link in links {
+        let found = link.file.metadata()?;
+        for number in [found.dev(), found.ino(), found.size()] {
+            digest.update(&number.to_le_bytes());
+        }
+        for number in [found.mtime(), found.mtime_nsec(), found.ctime(), found.ctime_nsec()] {
+            digest.update(&number.to_le_bytes());
+        }
+    }
+    Ok(digest)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_image_is_another_one_when_a_file_it_stands_on_changed() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let links = || {
+            ["top", "below"].map(|name| {
+                let path = folder.path().join(name);
+                let file = File::open(&path).expect("it was written");
+                Link { path, file, format: chain::Format::Raw }
+            })
+        };
+        let write = |name: &str, text: &str| {
+            std::fs::write(folder.path().join(name), text).expect("a file");
+        };
+        let name = || named("image", &digest_of(&links()).expect("they are files"));
+        ["top", "below"].into_iter().for_each(|name| write(name, "1"));
+        let first = name();
+        assert_eq!(name(), first);
+        write("below", "22");
+        assert_ne!(name(), first);
+    }
 
     #[test]
     fn a_base_is_named_so_that_a_pool_takes_it_whatever_the_image_is_called() {
