@@ -365,10 +365,7 @@ impl Agent {
             Request::RescanDisks => self.work(line, |_| machine::rescan_disks()),
             Request::SetClock(nanoseconds) => line.finish(machine::set_clock(nanoseconds)),
             Request::SeedEntropy(bytes) => line.finish(machine::seed_entropy(&bytes)),
-            Request::Renew(renewal) => {
-                let cmdline = Arc::clone(&self.cmdline);
-                self.work(line, move |_| Ok(renewal::renew(&renewal, &cmdline)));
-            }
+            Request::Renew(renewal) => line.finish(Ok(renewal::renew(&renewal, &self.cmdline))),
             Request::Rest => self.rest(channel),
             Request::PowerOff => self.power_off(line),
             // The others open nothing and are handled before.

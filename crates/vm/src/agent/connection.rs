@@ -114,7 +114,9 @@ impl Connection {
         let hello = frame_of(&Request::Hello { nonce, protocol: PROTOCOL }, CONTROL)?;
         for count in 0_u32.. {
             // While nobody reads, the socket may fill; hellos that do not fit are no loss.
-            let soon = Instant::now() + Duration::from_millis(HELLO_EVERY_MS);
+            // The first after a restore may get stuck in the port, and that guest is there at once.
+            let pause = HELLO_EVERY_MS >> 2_u32.saturating_sub(count);
+            let soon = Instant::now() + Duration::from_millis(pause);
             match self.write(&hello, soon.min(deadline)) {
                 Ok(()) | Err(AgentError::Timeout { .. }) => {}
                 Err(error) => return Err(self.end_or(error)),
