@@ -248,6 +248,8 @@ fn images(folder: &Path) {
 fn put(path: &Path, bytes: &[u8]) {
     let mut file = std::fs::File::create_new(path).unwrap();
     bytes.chunks(4096).for_each(|block| file.write_all(block).unwrap());
+    // No image is written out while another is measured because it is older.
+    file.sync_all().unwrap();
 }
 
 fn kernel() -> PathBuf {
