@@ -20,7 +20,7 @@ pub use trace::{Run, parse_trace};
 /// The most bytes that are fetched ahead of a reader, in chunks.
 const WIDEST: u64 = 64;
 /// How often a chunk may turn out wrong before that is the registry's fault.
-const MOST_DOUBTS: u8 = 2;
+const MOST_DOUBTS: u8 = 8;
 /// Blobs that are fetched as a whole come in pieces of this many chunks.
 const PIECE: u64 = 16;
 
@@ -307,19 +307,23 @@ impl Shared {
 
     /// Notes that a chunk is wrong, so that it is fetched again; `false` where that has happened too often.
     fn doubt(&self, chunk: u64) -> bool {
+        // Many may find the same bytes wrong at once. Only the first of them finds them here.
+        let was_here = self.has(chunk);
         let count = {
             let mut state = self.lock();
             state.forget(chunk);
             let doubts = state.doubts.entry(chunk).or_default();
-            *doubts = doubts.saturating_add(1);
+            *doubts = doubts.saturating_add(u8::from(was_here));
             *doubts
         };
         let forgotten = self.entry.as_ref().map(|entry| entry.forget(chunk));
         if matches!(forgotten, Some(Err(_))) || count > MOST_DOUBTS {
             return false;
         }
-        let (blob, at) = (self.blob.digest.to_string(), chunk * CHUNK);
-        (self.options.tell)(Notice::Doubted { blob, at });
+        if was_here {
+            let (blob, at) = (self.blob.digest.to_string(), chunk * CHUNK);
+            (self.options.tell)(Notice::Doubted { blob, at });
+        }
         true
     }
 }

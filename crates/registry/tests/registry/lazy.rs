@@ -170,7 +170,13 @@ fn what_turns_out_wrong_is_fetched_again_and_not_for_ever() {
     assert!(reader.distrust(range.0, range.1));
     assert!(read(&reader, CHUNK, 100) == bytes[CHUNK..CHUNK + 100]);
     assert!(reader.distrust(range.0, range.1));
-    assert!(!reader.distrust(range.0, range.1), "thrice is the registry's own fault");
+    assert!(reader.distrust(range.0, range.1), "others may have read the same");
+    let again = || {
+        read(&reader, CHUNK, 100);
+        reader.distrust(range.0, range.1)
+    };
+    let times = (0..100).take_while(|_| again()).count();
+    assert!(times < 10, "so often it is the registry's own fault");
     reader.complete().unwrap();
     assert!(reader.is_whole());
 }
