@@ -15,7 +15,11 @@ use std::io::Read;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use crate::closure::host::Input;
+use rustix::fd::OwnedFd;
+use rustix::fs::{AtFlags, Mode, OFlags};
+
+use crate::closure::host::{Input, is_absence};
+use crate::inventory::Stamp;
 
 const MAGIC: &[u8] = b"kiln image memo 1\n";
 /// Fewer paths than this are not worth a thread.
@@ -46,7 +50,8 @@ pub(super) fn recall(path: &Path) -> Option<String> {
 /// Looks at all paths, on all processors where they are many: it is the kernel's work, mostly.
 fn look_again(paths: &[(bool, &Path)]) -> Option<Vec<Input>> {
     let look = |paths: &[(bool, &Path)]| -> Option<Vec<Input>> {
-        paths.iter().map(|(listed, path)| Input::look(path, *listed).ok()).collect()
+        let mut folder = Folder::default();
+        paths.iter().map(|(listed, path)| folder.look(path, *listed)).collect()
     };
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let share = paths.len().div_ceil(threads).max(SHARE);
@@ -63,6 +68,34 @@ fn look_again(paths: &[(bool, &Path)]) -> Option<Vec<Input>> {
         }
         Some(all)
     })
+}
+
+/// The folder of the path that was looked at last, open: the next one lies in it, most likely, and is found in one step.
+#[derive(Default)]
+struct Folder<'p> {
+    path: Option<&'p Path>,
+    open: Option<OwnedFd>,
+}
+
+impl<'p> Folder<'p> {
+    fn look(&mut self, path: &'p Path, listed: bool) -> Option<Input> {
+        let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
+            return Input::look(path, listed).ok();
+        };
+        if self.path != Some(parent) {
+            let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+            self.open = rustix::fs::open(parent, flags, Mode::empty()).ok();
+            self.path = Some(parent);
+        }
+        // One that cannot be opened may still tell why there is nothing.
+        let Some(folder) = &self.open else { return Input::look(path, listed).ok() };
+        let stamp = match rustix::fs::statat(folder, name, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(stat) => Some(Stamp::of_stat(&stat)?),
+            Err(error) if is_absence(&error.into()) => None,
+            Err(_) => return None,
+        };
+        Some(Input { path: path.to_owned(), listed, stamp })
+    }
 }
 
 /// The text of a memo.

@@ -43,6 +43,20 @@ impl Stamp {
         }
     }
 
+    /// Takes it from what the kernel said; none if it said what no file system can mean.
+    pub(crate) fn of_stat(stat: &rustix::fs::Stat) -> Option<Stamp> {
+        Some(Stamp {
+            mode: stat.st_mode,
+            device: stat.st_dev,
+            inode: stat.st_ino,
+            links: stat.st_nlink,
+            size: u64::try_from(stat.st_size).ok()?,
+            modified: (stat.st_mtime, i64::try_from(stat.st_mtime_nsec).ok()?),
+            changed: (stat.st_ctime, i64::try_from(stat.st_ctime_nsec).ok()?),
+            stands_for: stat.st_rdev,
+        })
+    }
+
     /// The type bits of its mode.
     pub fn kind(&self) -> u32 {
         self.mode & host::TYPE
