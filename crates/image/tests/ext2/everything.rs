@@ -93,16 +93,16 @@ fn attributes(root: &Path) {
     }
 }
 
-/// What only root can make.
+/// What only root can make. A root of few users, as containers have, may not do all of it: then less is compared.
 fn owned(root: &Path) {
     let at = |name: &str| root.join(name);
     for (name, uid, gid) in [("uid", 1 << 31, 70_000), ("largest", u32::MAX - 1, u32::MAX - 1)] {
         fs::write(at(name), name).unwrap();
-        std::os::unix::fs::lchown(at(name), Some(uid), Some(gid)).unwrap();
+        let _ = std::os::unix::fs::lchown(at(name), Some(uid), Some(gid));
         fs::set_permissions(at(name), fs::Permissions::from_mode(0o7751)).unwrap();
     }
     symlink("uid", at("link of others")).unwrap();
-    std::os::unix::fs::lchown(at("link of others"), Some(12), Some(13)).unwrap();
+    let _ = std::os::unix::fs::lchown(at("link of others"), Some(12), Some(13));
     for (name, kind, major, minor) in [
         ("null", FileType::CharacterDevice, 1, 3),
         ("disk", FileType::BlockDevice, 259, 1_000_000),
@@ -110,7 +110,6 @@ fn owned(root: &Path) {
         ("last", FileType::BlockDevice, 4095, 0xf_ffff),
     ] {
         let device = rustix::fs::makedev(major, minor);
-        // Where devices cannot be made, none is missed.
         let _ = rustix::fs::mknodat(CWD, at(name), kind, Mode::from(0o600), device);
     }
     fs::write(at("capable"), "").unwrap();
