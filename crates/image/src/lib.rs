@@ -5,6 +5,7 @@ pub mod archive;
 pub mod cache;
 pub mod closure;
 pub mod elf;
+pub mod examine;
 pub mod ext2;
 pub mod initramfs;
 pub mod inventory;

@@ -182,8 +182,9 @@ mod tests {
         let here = tempfile::tempdir().unwrap();
         let (from, to) = (here.path().join("from"), here.path().join("to"));
         for len in [0, 1, 4095, 4096, 5000, CHUNK, 3 * CHUNK + 17] {
-            let bytes: Vec<u8> =
-                (0..len).map(|at| if at / PAGE % 3 == 1 { 0 } else { (at % 251) as u8 }).collect();
+            let bytes: Vec<u8> = (0..len)
+                .map(|at| if at / PAGE % 3 == 1 { 0 } else { 1 + u8::try_from(at % 251).unwrap() })
+                .collect();
             std::fs::write(&from, &bytes).unwrap();
             copy_file(&from, &to).unwrap();
             assert!(std::fs::read(&to).unwrap() == bytes, "{len} bytes");
