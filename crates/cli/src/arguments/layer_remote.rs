@@ -74,7 +74,7 @@ pub(crate) struct LayerPullArgs {
 #[command(after_help = "Examples:
   kiln layer mount --at /mnt registry.example/disks/root:1
   kiln layer mount base.obd top.obd
-  kiln layer create up.data up.index && kiln layer mount --upper up.data --upper-index up.index base.obd --at /mnt
+  kiln layer mount --upper up.data --upper-index up.index base.obd --at /mnt
   kiln layer umount /mnt")]
 pub(crate) struct LayerMountArgs {
     /// What to mount

@@ -71,7 +71,7 @@ pub(crate) enum Backing {
   kiln disk export base base.img
   kiln disk export base@ready ready.qcow2 --compress zstd
   kiln disk export base@monday base.obd --layer
-  kiln disk export base@tuesday tuesday.obd --layer --from monday --parent UUID
+  kiln disk export base@tuesday tuesday.obd --layer --from monday --parent 0b0b0b0b-1111-4222-8333-00000000000b
   kiln disk export base - | ssh HOST 'dd of=/dev/sdb bs=4M'")]
 pub(crate) struct DiskExportArgs {
     /// A disk, or a snapshot as NAME@SNAP
