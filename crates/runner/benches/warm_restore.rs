@@ -97,11 +97,9 @@ fn start(spec: &JobSpec, number: usize) -> Result<Started, String> {
     let shell = shell.map_err(|error| error.to_string())?;
     let command = ["/bin/echo", "hello"].map(str::to_owned);
     let mut session = shell.start(&command, &[], None).map_err(|error| error.to_string())?;
-    loop {
-        match session.next(PATIENCE).map_err(|error| error.to_string())? {
-            Some(ShellEvent::Output(_)) => break,
-            other => return Err(format!("{other:?} instead of a greeting")),
-        }
+    match session.next(PATIENCE).map_err(|error| error.to_string())? {
+        Some(ShellEvent::Output(_)) => {}
+        other => return Err(format!("{other:?} instead of a greeting")),
     }
     let wall = began.elapsed();
     Ok(Started { shell, pid, restored, wall, cpu: cpu_of(pid) })
