@@ -13,12 +13,8 @@ libfuzzer_sys::fuzz_target!(|data: &[u8]| {
     for name in ["status", "info/a.list", "diversions"] {
         fs::write(database.join(name), parts.next().unwrap_or_default()).expect("room");
     }
-    if let Ok(packages) = Packages::read(&root)
-        && let Ok(closure) = packages.closure(["a"].into_iter())
-    {
-        for path in &closure.files {
-            assert!(path.is_absolute(), "{path:?} is nowhere");
-        }
+    if let Ok(packages) = Packages::read(&root) {
+        let _ = packages.closure(["a"]);
     }
     let _ = fs::remove_dir_all(&root);
 });
