@@ -76,7 +76,7 @@ impl Exit {
             Exit::TestsFailed => "tests failed, crashed the kernel or ran out of time",
             Exit::BuildFailed => "the kernel or the image could not be built",
             Exit::Unsound => {
-                "`kiln disk`, `kiln layer`: what was checked is damaged, or not the same"
+                "`kiln disk`, `kiln layer`, `kiln image`: what was checked is damaged, or not the same"
             }
             Exit::InfrastructureBroke => "our side broke; this says nothing about the kernel",
             Exit::CannotTest => {

@@ -80,6 +80,44 @@ pub(crate) enum ImageCommand {
         after_help = "Examples:\n  kiln image inspect 3f2a9c\n  kiln image inspect image.cpio"
     )]
     Inspect(ImageInspectArgs),
+    Diff(ImageDiffArgs),
+    Verify(ImageVerifyArgs),
+}
+
+/// Tell how two images differ, entry by entry
+///
+/// Initramfs images and ext2 disks, also one of each: what only the first has (-), what only the second has (+), and
+/// what differs (~): kind, permissions, owner, device, target, size or content. Ends with 102 if there is any.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  kiln image diff 3f2a9c 81bd02
+  kiln image diff appliance.d/root other.d/root --times")]
+pub(crate) struct ImageDiffArgs {
+    /// A key from `kiln image ls`, a unique prefix of one, or a file
+    #[arg(value_name = "BEFORE")]
+    pub(crate) before: String,
+
+    /// The same, to compare it with
+    #[arg(value_name = "AFTER")]
+    pub(crate) after: String,
+
+    /// Modification times count, too
+    #[arg(long)]
+    pub(crate) times: bool,
+}
+
+/// Check that images are whole
+///
+/// Reads all of each. An initramfs has all its members and its end; of an ext2 disk, maps and counts say what the files
+/// do, no block is used twice, and every file has the names it says. Nothing is repaired. Ends with 102 if one is damaged.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  kiln image verify 3f2a9c
+  kiln image verify appliance.d/root appliance.d/initrd")]
+pub(crate) struct ImageVerifyArgs {
+    /// Keys from `kiln image ls`, unique prefixes of them, or files
+    #[arg(value_name = "IMAGE", required = true)]
+    pub(crate) images: Vec<String>,
 }
 
 /// Build a scenario's image, or find it in the cache, and print its path

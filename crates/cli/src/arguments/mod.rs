@@ -29,8 +29,9 @@ pub(crate) use layer_remote::{
     RegistryArgs,
 };
 pub(crate) use make::{
-    ImageBuildArgs, ImageCommand, ImageExt2Args, ImageInspectArgs, ImagePruneArgs, JobCommand,
-    JobExecArgs, KernelCommand, KernelFetchArgs, KernelFlavour, KernelNameArgs,
+    ImageBuildArgs, ImageCommand, ImageDiffArgs, ImageExt2Args, ImageInspectArgs, ImagePruneArgs,
+    ImageVerifyArgs, JobCommand, JobExecArgs, KernelCommand, KernelFetchArgs, KernelFlavour,
+    KernelNameArgs,
 };
 pub(crate) use run::{MachineArgs, PlanArgs, RunArgs, ShellArgs};
 pub(crate) use supermin::{Made, SuperminArgs};

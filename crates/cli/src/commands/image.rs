@@ -35,6 +35,8 @@ pub(crate) fn image(session: Session, command: &ImageCommand) -> Result<Exit, Fa
         ImageCommand::Rm(args) => remove(&session, args),
         ImageCommand::Prune(args) => prune(&session, args),
         ImageCommand::Inspect(args) => inspect(&session, args),
+        ImageCommand::Diff(args) => super::examine::diff(&session, args),
+        ImageCommand::Verify(args) => super::examine::verify(&session, args),
     }
 }
 
@@ -92,7 +94,7 @@ fn list(session: &Session) -> Result<Exit, Failure> {
 }
 
 /// A failure of the store: what was asked for may not be there, or be in use.
-fn refused(error: ImageError) -> Failure {
+pub(super) fn refused(error: ImageError) -> Failure {
     let exit = match error {
         ImageError::NoSuchImage { .. } | ImageError::InUse { .. } => Exit::Usage,
         _ => Exit::InfrastructureBroke,

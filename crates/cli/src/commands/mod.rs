@@ -4,6 +4,7 @@ mod about;
 mod config;
 mod disk;
 mod doctor;
+mod examine;
 mod ext2;
 pub(crate) mod history;
 mod image;

@@ -87,3 +87,27 @@ fn an_unknown_package_is_the_callers_slip() {
     }
     kiln.run(&["image", "ext2", "--output", "out.img"]).exits(2);
 }
+
+#[test]
+fn images_are_compared_entry_by_entry_and_checked() {
+    let kiln = Kiln::new();
+    kiln.write("one/etc/name", "one\n");
+    kiln.write("two/etc/name", "two\n");
+    kiln.write("two/etc/more", "");
+    for name in ["one", "two"] {
+        let output = format!("{name}.img");
+        kiln.run(&["image", "ext2", name, "--output", &output]).exits(0);
+    }
+    let found = kiln.run(&["image", "diff", "one.img", "two.img"]).exits(102);
+    assert_eq!(found.stdout, "+ /etc/more\n~ /etc/name: content\n");
+    assert_eq!(kiln.run(&["image", "diff", "one.img", "one.img", "--times"]).exits(0).stdout, "");
+    let sound = kiln.run(&["image", "verify", "one.img", "two.img"]).exits(0);
+    assert_eq!(sound.stdout, "sound one.img\nsound two.img\n");
+    let path = kiln.folder().join("two.img");
+    let mut bytes = std::fs::read(&path).expect("it was written");
+    bytes[1036] ^= 1;
+    std::fs::write(&path, bytes).expect("a file");
+    let damaged = kiln.run(&["image", "verify", "one.img", "two.img"]).exits(102).stdout;
+    assert!(damaged.contains("damaged two.img\n  ") && damaged.contains("superblock"), "{damaged}");
+    kiln.run(&["image", "verify", "no-such-key"]).exits(2).complains(&["kiln image ls"]);
+}

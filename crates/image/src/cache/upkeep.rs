@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::path::Path;
+use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
 use super::lock::{self, Lock};
@@ -87,6 +88,12 @@ impl ImageStore {
             Kind::Root => Ok(Some(Plan::load(&self.image_path(&image.key, image.kind))?)),
             Kind::Initramfs => Ok(None),
         }
+    }
+
+    /// Where the one image whose key starts with `prefix` is, as it is stored.
+    pub fn place(&self, prefix: &str) -> Result<PathBuf, ImageError> {
+        let image = self.one(prefix)?;
+        Ok(self.image_path(&image.key, image.kind))
     }
 
     /// The one image whose key starts with `prefix`, to read its members; an initramfs, that is.
