@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use kiln_block::{BlockDevice, ByteLen, Extent, ExtentKind, Extents};
+use kiln_block::{BlockDevice, ByteLen, Extent};
 
 use crate::PoolError;
 use crate::catalog::{Catalog, Is, State, check_size};
@@ -15,7 +15,7 @@ use crate::disk::Disk;
 use crate::format::BLOCK_LEN;
 use crate::head::Head;
 use crate::log::Pace;
-use crate::node::{Entry, FANOUT, ROOT_LEVEL};
+use crate::node::{Entry, ROOT_LEVEL};
 use crate::open::{self, PoolOptions};
 use crate::opened::Opened;
 use crate::reclaim::{SHARE, Share};
@@ -447,17 +447,7 @@ impl Pool {
             };
             (catalog.snapshot(disk, from)?.root, new.root)
         };
-        let mut found = Extents::default();
-        core.differing((ROOT_LEVEL, 0), roots, &mut |leaf, a, b| {
-            for ((a, b), lba) in a.table().into_iter().zip(b.table()).zip(leaf * FANOUT..) {
-                if a == b {
-                    continue;
-                }
-                let kind = if b.is_hole() { ExtentKind::Hole } else { ExtentKind::Data };
-                found.add(lba * BLOCK_LEN, BLOCK_LEN, kind);
-            }
-        })?;
-        Ok(found.into_vec())
+        core.differences(roots, &(0..u64::MAX))
     }
 
     /// How much would become free if a disk were deleted.

@@ -1,9 +1,10 @@
 //! Walking and changing maps. A map never changes in place: a checkpoint writes new nodes up to a new root.
 
 use std::borrow::Cow;
+use std::ops::Range;
 use std::sync::Arc;
 
-use kiln_block::ByteOffset;
+use kiln_block::{ByteOffset, Extent, ExtentKind, Extents};
 
 use crate::PoolError;
 use crate::cache::Leaf;
@@ -336,15 +337,35 @@ impl Core {
         Ok(())
     }
 
-    /// Calls back for every leaf at which two maps differ.
-    pub(crate) fn differing(
+    /// What of a range of leaves is not the same in two maps, and what the second has there.
+    pub(crate) fn differences(
+        &self,
+        roots: (Entry, Entry),
+        leaves: &Range<u64>,
+    ) -> Result<Vec<Extent>, PoolError> {
+        let mut found = Extents::default();
+        self.differing((ROOT_LEVEL, 0), roots, leaves, &mut |leaf, a, b| {
+            for ((a, b), lba) in a.table().into_iter().zip(b.table()).zip(leaf * FANOUT..) {
+                if a != b {
+                    let kind = if b.is_hole() { ExtentKind::Hole } else { ExtentKind::Data };
+                    found.add(lba * BLOCK_LEN, BLOCK_LEN, kind);
+                }
+            }
+        })?;
+        Ok(found.into_vec())
+    }
+
+    /// Calls back for every leaf of a range at which two maps differ.
+    fn differing(
         &self,
         at: (u32, u64),
         (old, new): (Entry, Entry),
+        leaves: &Range<u64>,
         found: &mut Differ<'_>,
     ) -> Result<(), PoolError> {
         let (level, first) = at;
-        if old == new {
+        let outside = first >= leaves.end || first + leaves_below(level) <= leaves.start;
+        if old == new || outside {
             return Ok(());
         }
         if level == 0 {
@@ -362,7 +383,7 @@ impl Core {
                 node.as_ref().map_or(Entry::HOLE, |node| node.get(place))
             };
             let child = (level - 1, first + place as u64 * step);
-            self.differing(child, (entry(&old), entry(&new)), found)?;
+            self.differing(child, (entry(&old), entry(&new)), leaves, found)?;
         }
         Ok(())
     }
@@ -373,7 +394,7 @@ fn misplaced(what: &str, entry: Entry) -> PoolError {
 }
 
 /// What is done with a leaf at which two maps differ: its number, and what each map has.
-pub(crate) type Differ<'a> = dyn FnMut(u64, &LeafMap, &LeafMap) + 'a;
+type Differ<'a> = dyn FnMut(u64, &LeafMap, &LeafMap) + 'a;
 
 /// How far a reclaim goes.
 #[derive(Debug)]

@@ -7,13 +7,16 @@ use kiln_block::{BlockDevice as _, ByteLen, ByteOffset, Extent, ExtentKind, is_z
 
 use crate::disk::Disk;
 use crate::format::{BLOCK, BLOCK_LEN};
+use crate::node::FANOUT;
 use crate::stream::identity;
 use crate::stream::record::{Header, Kind, MAX_DATA, Record, Writer};
 use crate::stream::{OnProgress, Progress, StreamError, Token};
 use crate::{Pool, PoolError};
 
-/// Bytes of the disk whose extents are asked for at once.
+/// Bytes of the disk whose extents are asked for at once: at most 8 MiB of them.
 const WINDOW: u64 = 1 << 30;
+/// Bytes of the disk that a leaf of its map tells about.
+const LEAF: u64 = FANOUT * BLOCK_LEN;
 
 /// What is sent, and how.
 #[derive(Debug, Clone, Copy, Default)]
@@ -72,21 +75,28 @@ impl Pool {
             data: 0,
             on_progress,
         };
-        if let Some(from) = options.from {
-            for extent in self.diff(disk, from, Some(snapshot))? {
-                sender.extent(extent, header.position)?;
-            }
-        } else {
-            let mut window = header.position;
-            while window < header.size {
-                let len = WINDOW.min(header.size - window);
-                let extents = device.extents(ByteOffset::new(window), ByteLen::new(len));
-                for extent in extents.map_err(|source| sender.unreadable(source))? {
-                    sender.extent(extent, window)?;
+        // However large and scattered a disk is, what is to be sent of it is looked at a window at a time.
+        let mut window = header.position;
+        while window < header.size {
+            let end = header.size.min((window / WINDOW + 1) * WINDOW);
+            let extents = match &base {
+                // Neither can be removed, so their maps stay what they are.
+                Some(base) => {
+                    let roots = (base.head.place().root, device.head.place().root);
+                    let leaves = window / LEAF..end.div_ceil(LEAF);
+                    self.core.differences(roots, &leaves)?
                 }
-                window += len;
-                sender.tell(window)?;
+                None => {
+                    let (at, len) = (ByteOffset::new(window), ByteLen::new(end - window));
+                    let extents = device.extents(at, len);
+                    extents.map_err(|source| sender.unreadable(source))?
+                }
+            };
+            for extent in extents {
+                sender.extent(extent, window)?;
             }
+            window = end;
+            sender.tell(window)?;
         }
         sender.tell(header.size)?;
         let data = ByteLen::new(sender.data);

@@ -32,6 +32,39 @@ fn a_snapshot_arrives_with_its_disk_as_it_was_sent() {
 }
 
 #[test]
+fn what_changed_all_over_a_large_disk_is_sent_a_part_at_a_time() {
+    let (from, to) = (pool(), pool());
+    let size = (3 << 30) + (5 << 20);
+    from.create_disk("large", ByteLen::new(size), &DiskOptions::default()).unwrap();
+    let disk = from.open_disk("large").unwrap();
+    let write = |at: u64, number: u8, blocks: usize| {
+        disk.write_at(ByteOffset::new(at), &vec![number; blocks * 4096]).unwrap();
+    };
+    // On both sides of every border between parts, and every other block of a stretch.
+    let borders = [1_u64, 2, 3].map(|gib| gib << 30);
+    borders.iter().for_each(|at| write(at - 8192, 1, 4));
+    from.snapshot("large", "one").unwrap();
+    receive(&to, &send(&from, "large", "one", &SendOptions::default())).unwrap();
+    borders.iter().for_each(|at| write(at - 4096, 2, 2));
+    disk.discard(ByteOffset::new((2 << 30) - 8192), ByteLen::kib(16)).unwrap();
+    (0..600).for_each(|n| write((1 << 30) + n * 8192, 3, 1));
+    write(size - 4096, 4, 1);
+    from.snapshot("large", "two").unwrap();
+    let options = SendOptions { from: Some("one"), ..Default::default() };
+    let stream = send(&from, "large", "two", &options);
+    assert!(stream.len() < 700 * 4200, "{}", stream.len());
+    receive(&to, &stream).unwrap();
+    let [a, b] = [&from, &to].map(|pool| pool.open_snapshot("large", "two").unwrap());
+    let (mut here, mut there) = (vec![0; 8 << 20], vec![0; 8 << 20]);
+    for at in borders.iter().map(|at| at - (3 << 20)) {
+        a.read_at(ByteOffset::new(at), &mut here).unwrap();
+        b.read_at(ByteOffset::new(at), &mut there).unwrap();
+        assert!(here == there, "from byte {at}");
+    }
+    assert_sound(&to);
+}
+
+#[test]
 fn every_snapshot_of_a_chain_arrives_over_pools_that_only_pass_it_on() {
     let (first, second, third) = (pool_with("base"), pool(), pool());
     let mut last: Option<String> = None;
