@@ -47,6 +47,7 @@ const RULES: &[Rule] = &[
             "kiln-store",
             "kiln-image",
             "kiln-overlaybd",
+            "kiln-qcow2",
             "kiln-export",
             "kiln-vm",
             "kiln-model",
