@@ -10,6 +10,7 @@
 pub(crate) mod disks;
 mod flood;
 mod greeting;
+mod listening;
 pub(crate) mod machine;
 pub(crate) mod qemu;
 mod root;

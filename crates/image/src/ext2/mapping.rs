@@ -190,7 +190,7 @@ impl Placement {
     /// A block of metadata that is empty yet: its block, and where its bytes are in `metadata`.
     pub(super) fn new_table(&mut self, mapped: &mut Mapped) -> (u32, usize) {
         let bytes = self.metadata.len();
-        super::plan::make_room(&mut self.metadata, BLOCK_LEN);
+        super::bodies::make_room(&mut self.metadata, BLOCK_LEN);
         self.metadata.resize(bytes + BLOCK_LEN, 0);
         mapped.blocks += 1;
         (self.place(count32(bytes / BLOCK_LEN)), bytes)

@@ -8,6 +8,7 @@
 //! bytes.
 
 mod archives;
+mod bodies;
 mod directory;
 mod encode;
 mod error;

@@ -14,8 +14,8 @@ use kiln_model::root::JobRoot;
 use kiln_vm::Vm;
 use kiln_vm::agent::{Agent, AgentError};
 
+use super::listening::Report;
 use super::machine::News;
-use super::qemu::Report;
 use crate::chain::chain;
 use crate::warm::{About, Saving};
 

@@ -10,35 +10,29 @@ use std::fs;
 use std::io::{self, Cursor};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, SyncSender};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use kiln_block::ByteLen;
 use kiln_model::StageName;
-use kiln_model::event::{Acceleration, NoteLevel};
+use kiln_model::event::Acceleration;
 use kiln_model::job::{self, JobSpec, Stage, Suite};
 use kiln_model::protocol::{Exec, Pty};
 use kiln_model::restore::Warm;
 use kiln_model::root::{JobRoot, ROOT_SERIAL};
 use kiln_store::StoreError;
-use kiln_vm::agent::{
-    Agent, ExitStatus, PullLimits, Session, SessionEvent, SessionHandle, SignalTarget,
-};
-use kiln_vm::console::Line;
-use kiln_vm::splat::Detector;
-use kiln_vm::{
-    CHANGING_PARAMETERS, DiskSpec, Emulator, Ended, How, Next, Vm, VmEvent, VmSpec, probe,
-};
+use kiln_vm::agent::{Agent, PullLimits, SessionHandle, SignalTarget};
+use kiln_vm::{CHANGING_PARAMETERS, DiskSpec, Emulator, Vm, VmSpec, probe};
 
 use super::disks::{DiskSource, Disks, Kept, PoolAccess, explained};
 use super::greeting::{Greeting, ages, renew, save};
+use super::listening::{Report, listen_to_machine, read_terminal, told};
 use super::machine::{ARTIFACT_BYTES, ARTIFACT_ENTRIES, Machine, Machines, News, Pulled, Saved};
 use super::root::{Root, ServedRoot};
 use crate::chain::chain;
 use crate::warm::{About, Found, Look, Saving, WarmStore};
-use crate::watch::{Exit, Gone, Sign};
+use crate::watch::{Gone, Sign};
 
 /// How many reports may wait for the job.
 const WAITING: usize = 1024;
@@ -352,22 +346,10 @@ fn keep_warm(disks: Option<&Disks>, prefix: &str) -> Result<Option<PathBuf>, Str
     Ok(Some(disks.pool().to_owned()))
 }
 
-/// Notes as they are told.
-fn told(notes: Vec<String>) -> VecDeque<Report> {
-    let told = |text| Report::News(News::Told(NoteLevel::Warning, text));
-    notes.into_iter().map(told).collect()
-}
-
 impl Machines for QemuMachines<'_> {
     fn start(&mut self, number: u32) -> Result<Box<dyn Machine>, String> {
         Ok(Box::new(self.boot(number)?))
     }
-}
-
-/// What the threads say.
-pub(super) enum Report {
-    News(News),
-    Ready { agent: Agent, boot_ms: u64, boot_cpu_ms: u64, restored: bool, prepared: bool },
 }
 
 /// One QEMU and its guest.
@@ -390,74 +372,6 @@ pub(crate) struct QemuMachine {
     early: VecDeque<Report>,
     last_beat: Instant,
     agent_lost: bool,
-}
-
-/// Passes on what happens to QEMU and on its console. Says whether the kernel has reported anything.
-fn listen_to_machine(vm: &Vm, reports: SyncSender<Report>) -> Arc<AtomicBool> {
-    let events = vm.events();
-    let cried = Arc::new(AtomicBool::new(false));
-    let heard = Arc::clone(&cried);
-    thread::spawn(move || {
-        let mut detector = Detector::new();
-        while let Next::Event(event) = events.next(None) {
-            let was_open = detector.is_open();
-            let sign = match event {
-                VmEvent::Console(line) => {
-                    detector.push(&line, |_| {});
-                    Sign::Console(text_of(&line).into_bytes())
-                }
-                VmEvent::ConsoleSkipped { lines } => {
-                    Sign::Console(format!("[kiln: {lines} lines left out here]\n").into_bytes())
-                }
-                VmEvent::ConsoleNotKept { reason } => Sign::Console(
-                    format!("[kiln: the console is not recorded any more: {reason}]\n")
-                        .into_bytes(),
-                ),
-                VmEvent::Splat(splat) => {
-                    // One that ended in silence ended without a line that this detector saw.
-                    detector.finish(|_| {});
-                    Sign::Splat(splat)
-                }
-                VmEvent::Ended(ended) => Sign::Gone(gone(&ended)),
-            };
-            if detector.is_open() || matches!(&sign, Sign::Splat(_)) {
-                heard.store(true, Ordering::Release);
-            }
-            if reports.send(Report::News(News::Sign(sign))).is_err() {
-                return;
-            }
-            if !was_open && detector.is_open() {
-                let begun = Report::News(News::Sign(Sign::ReportBegun));
-                if reports.send(begun).is_err() {
-                    return;
-                }
-            }
-        }
-    });
-    cried
-}
-
-/// The line as the console had it.
-fn text_of(line: &Line) -> String {
-    match line.stamp {
-        Some(stamp) => {
-            let caller =
-                line.caller.as_ref().map_or_else(String::new, |who| format!("[{who:>5}] "));
-            format!("[{:5}.{:06}] {caller}{}\n", stamp / 1_000_000, stamp % 1_000_000, line.text)
-        }
-        None => format!("{}\n", line.text),
-    }
-}
-
-fn gone(ended: &Ended) -> Gone {
-    match ended.how {
-        How::PoweredOff | How::Reset => Gone::ByGuest(ended.how.word().to_owned()),
-        How::Killed | How::Asked | How::Failed => {
-            let last = ended.stderr.lines().rev().find(|line| !line.trim().is_empty());
-            let last = last.map_or_else(String::new, |line| format!(": {line}"));
-            Gone::ByHost(format!("QEMU ended unasked ({}){last}", ended.status))
-        }
-    }
 }
 
 impl QemuMachine {
@@ -693,28 +607,6 @@ impl QemuMachine {
             let _ = fs::write(self.folder.join("qemu.log"), &ended.stderr);
         }
         ended.how.word().to_owned()
-    }
-}
-
-/// Passes on a stage's terminal until its script has ended.
-fn read_terminal(mut session: Session, reports: &SyncSender<Report>) {
-    loop {
-        let sign = match session.next(Instant::now() + Duration::from_secs(3600)) {
-            Ok(Some(SessionEvent::Output { bytes, .. })) => Sign::Terminal(bytes),
-            Ok(Some(SessionEvent::Exited(ExitStatus::Code(code)))) => {
-                Sign::Exited(Exit::Code(code))
-            }
-            Ok(Some(SessionEvent::Exited(ExitStatus::Signal(signal)))) => {
-                Sign::Exited(Exit::Signal(signal))
-            }
-            Ok(None) => return,
-            Err(error) if error.is_timeout() => continue,
-            Err(error) => Sign::AgentLost(chain(&error)),
-        };
-        let last = matches!(sign, Sign::Exited(_) | Sign::AgentLost(_));
-        if reports.send(Report::News(News::Sign(sign))).is_err() || last {
-            return;
-        }
     }
 }
 
