@@ -13,8 +13,14 @@ use crate::log::Pace;
 use crate::reclaim::Share;
 use crate::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
-/// The longest a share of reclaiming keeps changes of the catalog waiting.
-const SHARE: Duration = Duration::from_millis(4);
+/// The longest a share of reclaiming goes on, if nobody wants to change the catalog meanwhile. Each share ends with a
+/// checkpoint, and those are what flushes of disks feel, so few long shares are better than many short ones.
+const SHARE: Duration = Duration::from_millis(20);
+/// What was deleted waits that long for more of it: one checkpoint gives back all of it, and deleting one thing after
+/// the other is felt as rarely as deleting one.
+const GATHERING: Duration = Duration::from_millis(10);
+/// Nodes it visits, about.
+const NODES: usize = 16 << 10;
 
 #[derive(Debug, Default)]
 struct Wishes {
@@ -108,6 +114,12 @@ impl Drop for Worker {
 
 fn work(pool: &Weak<Core>, bell: &Bell) {
     while bell.wait() {
+        let Some(core) = pool.upgrade() else { return };
+        let patient = core.may_gather();
+        drop(core);
+        if patient && !bell.rest(GATHERING) {
+            return;
+        }
         loop {
             let Some(core) = pool.upgrade() else { return };
             let begun = Instant::now();
@@ -132,6 +144,11 @@ impl Core {
         }
     }
 
+    /// Whether all there is to do is to reclaim, and nobody needs the space.
+    fn may_gather(&self) -> bool {
+        !self.wants_to_grow() && self.urgency() < 50 && self.catalog().wants_reclaim()
+    }
+
     /// One piece of work; true if there is more.
     fn work(&self) -> Result<bool, PoolError> {
         self.refuse_if_poisoned()?;
@@ -143,7 +160,8 @@ impl Core {
             let mut commit = self.commit();
             self.refuse_if_poisoned()?;
             let until = Some(Instant::now() + SHARE);
-            let share = Share { until, pace: Pace::Patient, ..crate::reclaim::SHARE };
+            let pace = Pace::Patient;
+            let share = Share { until, pace, nodes: NODES, ..crate::reclaim::SHARE };
             self.store(&mut commit, share)?;
         }
         Ok(self.catalog().wants_reclaim())

@@ -58,6 +58,9 @@ impl Frozen {
 
 /// Blocks that are written in one call: a file takes one at a time, and disks' users wait meanwhile.
 const TOGETHER: usize = 64;
+/// The same where nobody waits for the checkpoint. The device gets time for them before it gets more, or a flush that
+/// comes meanwhile would wait for all of it.
+const AT_LEISURE: usize = 16;
 
 /// The most blocks it takes to store that many pages of the catalog, and a few more that a change makes.
 pub(crate) fn catalog_needs(pages: u64) -> u64 {
@@ -489,8 +492,9 @@ impl Core {
         superblock: &Superblock,
         pace: Pace,
     ) -> Result<(), PoolError> {
-        self.write_nodes()?;
-        self.write_blocks(pages.0.iter().map(|(block, bytes)| (*block, &bytes[..])).collect())?;
+        self.write_nodes(pace)?;
+        let pages = pages.0.iter().map(|(block, bytes)| (*block, &bytes[..]));
+        self.write_blocks(pages.collect(), pace)?;
         if pace == Pace::Patient {
             self.syncs.pause();
         }
@@ -511,25 +515,29 @@ impl Core {
     }
 
     /// Writes the nodes that wait, and forgets them.
-    pub(crate) fn write_nodes(&self) -> Result<(), PoolError> {
+    pub(crate) fn write_nodes(&self, pace: Pace) -> Result<(), PoolError> {
         let nodes = self.unwritten().clone();
         let bytes = nodes.iter().map(|(block, node)| (*block, &node.bytes()[..]));
-        self.write_blocks(bytes.collect())?;
+        self.write_blocks(bytes.collect(), pace)?;
         self.unwritten_mut().retain(|block, _| !nodes.contains_key(block));
         Ok(())
     }
 
     /// Writes blocks, those in a row together.
-    fn write_blocks(&self, mut blocks: Vec<(u64, &[u8])>) -> Result<(), PoolError> {
+    fn write_blocks(&self, mut blocks: Vec<(u64, &[u8])>, pace: Pace) -> Result<(), PoolError> {
         blocks.sort_unstable_by_key(|(block, _)| *block);
+        let together = if pace == Pace::Patient { AT_LEISURE } else { TOGETHER };
         for run in
-            blocks.chunk_by(|(a, _), (b, _)| a + 1 == *b).flat_map(|run| run.chunks(TOGETHER))
+            blocks.chunk_by(|(a, _), (b, _)| a + 1 == *b).flat_map(|run| run.chunks(together))
         {
             let slices: Vec<IoSlice<'_>> = run.iter().map(|(_, b)| IoSlice::new(b)).collect();
             let at = ByteOffset::new(run[0].0 * BLOCK_LEN);
             self.device.write_vectored_at(at, &slices).map_err(PoolError::device("write"))?;
             // A flush of a disk that comes before this checkpoint's syncs would have to wait for all of it.
             self.device.begin_writing_out(at, ByteLen::new(run.len() as u64 * BLOCK_LEN));
+            if pace == Pace::Patient && run.len() == together {
+                self.syncs.pause();
+            }
         }
         self.counters.metadata_written.add(blocks.len() as u64 * BLOCK_LEN);
         Ok(())

@@ -70,6 +70,7 @@ impl Core {
         while merges < share.merges
             && nodes < share.nodes
             && share.until.is_none_or(|until| Instant::now() < until)
+            && (share.pace == Pace::Now || nodes == 0 || !self.syncs.is_hurried())
             && catalog.reclaim_stopped.is_none()
         {
             let Some(id) = catalog.next_reclaim() else { break };

@@ -62,6 +62,11 @@ impl Syncs {
         }
     }
 
+    /// Whether anybody waits so.
+    pub(crate) fn is_hurried(&self) -> bool {
+        self.counts().hurried > 0
+    }
+
     pub(crate) fn calm(&self) {
         self.counts().hurried -= 1;
     }

@@ -12,6 +12,7 @@ use crate::core::Core;
 use crate::format::{BLOCK, BLOCK_LEN, same};
 use crate::head::{Head, Place};
 use crate::leaf::{self, GROUP, LeafMap};
+use crate::log::Pace;
 use crate::node::{Entry, FANOUT, Kind, Node, ROOT_LEVEL, leaves_below, place_of};
 use crate::sync::atomic::Ordering;
 
@@ -262,7 +263,7 @@ impl Core {
         self.space.set_stored(block);
         fresh.placed.push(block);
         if fresh.written_early && waiting >= WAITING {
-            self.write_nodes()?;
+            self.write_nodes(Pace::Now)?;
         }
         Ok(Entry::node(block, self.epoch.load(Ordering::Acquire), crc))
     }
