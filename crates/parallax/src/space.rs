@@ -107,7 +107,8 @@ impl Space {
         }
         let free = busy.iter().map(|word| u64::from(word.count_zeros())).sum();
         let last = stored.iter().rposition(|word| *word != 0).map_or(0, |word| word as u64 + 1);
-        let virgin = (last * 64).max(layout.data_start);
+        // A damaged map may have something in use behind the end.
+        let virgin = (last * 64).clamp(layout.data_start, layout.blocks.max(layout.data_start));
         Space {
             first: layout.data_start,
             end: AtomicU64::new(layout.blocks),

@@ -84,3 +84,16 @@ fn a_page_of_the_map_is_stored_when_a_later_one_is() {
     let (pages, used) = space.pages_for(0, 1);
     assert_eq!((pages.len(), used), (3, 4), "the two between, too");
 }
+
+#[test]
+fn a_stored_map_with_something_behind_the_end_leads_nowhere() {
+    let size = ByteLen::mib(4);
+    let layout = Layout::new(size, size, ByteLen::kib(64));
+    let words = usize::try_from(layout.blocks.div_ceil(64)).unwrap();
+    let mut stored = vec![u64::MAX; words + 8];
+    stored[words - 1] = 0;
+    let space = Space::new(&layout, &stored);
+    while let Some(run) = space.take_reserved(64) {
+        assert!(run.start + run.len <= layout.blocks);
+    }
+}
