@@ -123,12 +123,34 @@ pub fn run_ids(runs: &Path) -> Result<Vec<RunId>, HistoryError> {
         }
     }
     ids.sort();
+    // A name tells the second. Of runs that began in one, the filesystem knows which came first.
+    let second = |id: &RunId| id.to_string().get(..15).map(str::to_owned);
+    for together in ids.chunk_by_mut(|a, b| second(a) == second(b)).filter(|some| some.len() > 1) {
+        together.sort_by_cached_key(|id| {
+            let found = fs::metadata(runs.join(id.to_string()));
+            found.and_then(|found| found.created().or_else(|_| found.modified())).ok()
+        });
+    }
     Ok(ids)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn of_runs_that_began_in_one_second_the_one_that_came_first_is_first() {
+        let folder = tempfile::tempdir().unwrap();
+        let names = ["20261121-142530-ffff", "20261121-142530-0000", "20261121-142529-8000"];
+        for name in names {
+            fs::create_dir(folder.path().join(name)).unwrap();
+            // Filesystems tell times as the clock ticks.
+            std::thread::sleep(std::time::Duration::from_millis(30));
+        }
+        let ids = run_ids(folder.path()).unwrap();
+        let ids: Vec<_> = ids.iter().map(ToString::to_string).collect();
+        assert_eq!(ids, [names[2], names[0], names[1]]);
+    }
 
     #[test]
     fn a_name_from_a_guest_never_leads_out_of_the_folder() {
