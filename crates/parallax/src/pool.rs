@@ -171,7 +171,7 @@ impl Pool {
         let info = |state: &State| SnapshotInfo {
             name: state.name.clone(),
             size: ByteLen::new(state.size),
-            referenced: ByteLen::new(state.referenced * BLOCK_LEN),
+            referenced: ByteLen::new(state.referenced.saturating_mul(BLOCK_LEN)),
             children: catalog.children_of(state.id).count(),
             origin: origin(&catalog, state),
             created: state.created,
@@ -528,12 +528,14 @@ fn describe(catalog: &Catalog, state: &State) -> DiskInfo {
     let now = |of: fn(&Head) -> &AtomicU64, stored: u64| {
         head.map_or(stored, |head| of(head).load(Ordering::Relaxed))
     };
+    // A damaged catalog may say any number.
+    let bytes = |blocks: u64| ByteLen::new(blocks.saturating_mul(BLOCK_LEN));
     DiskInfo {
         name: state.name.clone(),
         size: ByteLen::new(now(|head| &head.size, state.size)),
-        referenced: ByteLen::new(now(|head| &head.referenced, state.referenced) * BLOCK_LEN),
-        written: ByteLen::new(now(|head| &head.written, state.written) * BLOCK_LEN),
-        quota: ByteLen::new(state.quota * BLOCK_LEN),
+        referenced: bytes(now(|head| &head.referenced, state.referenced)),
+        written: bytes(now(|head| &head.written, state.written)),
+        quota: bytes(state.quota),
         durability: if state.throw_away { Durability::None } else { Durability::Full },
         origin: origin(catalog, state),
         created: state.created,
