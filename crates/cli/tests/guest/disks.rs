@@ -62,8 +62,15 @@ fn pool(room: &Room) -> PathBuf {
 }
 
 fn ask(room: &Room, request: Request) -> Reply {
-    let store = Store::connected(&pool(room)).unwrap().expect("the pool has an owner");
-    store.ask(request).unwrap()
+    // One that takes the place of a killed one needs a moment.
+    let until = Instant::now() + Duration::from_secs(120);
+    loop {
+        match Store::connected(&pool(room)).unwrap() {
+            Some(store) => return store.ask(request).unwrap(),
+            None if Instant::now() > until => panic!("the pool has no owner"),
+            None => std::thread::sleep(Duration::from_millis(20)),
+        }
+    }
 }
 
 fn owner(room: &Room) -> u32 {
