@@ -202,6 +202,13 @@ impl Machine {
     /// Makes a request available without telling anybody: a header, data and a status. Returns its head.
     /// It takes three descriptors; whoever has more than 21 requests under way takes care of the rest.
     pub(crate) fn put(&mut self, index: usize, kind: u32, sector: u64, data: &[u8]) -> u16 {
+        let head = self.prepare(index, kind, sector, data);
+        self.publish(index);
+        head
+    }
+
+    /// As [`Machine::put`], but unseen until [`Machine::publish`].
+    pub(crate) fn prepare(&mut self, index: usize, kind: u32, sector: u64, data: &[u8]) -> u16 {
         let queue = &mut self.queues[index];
         let head = queue.next_descriptor;
         queue.next_descriptor = (head + 3) % (SIZE - 1);
@@ -219,16 +226,26 @@ impl Machine {
         self.describe(table, head, part(place, 16, NEXT, second));
         self.describe(table, head + 1, part(place + 512, len, writable | NEXT, head + 2));
         self.describe(table, head + 2, part(place + 16, 1, WRITE, 0));
-        self.offer(index, head);
+        self.list(index, head);
         head
     }
 
     /// Makes a chain available that begins at `head`.
     pub(crate) fn offer(&mut self, index: usize, head: u16) {
+        self.list(index, head);
+        self.publish(index);
+    }
+
+    /// Enters a chain into the ring of what is available; the server sees it with the next [`Machine::publish`].
+    fn list(&mut self, index: usize, head: u16) {
         let queue = &mut self.queues[index];
         let slot = queue.available_at() + 4 + 2 * u64::from(queue.available % SIZE);
         queue.available = queue.available.wrapping_add(1);
         self.memory.write_obj(head, GuestAddress(slot)).unwrap();
+    }
+
+    /// Shows the server all that was prepared, in one step: it may be looking already, kick or no kick.
+    pub(crate) fn publish(&self, index: usize) {
         self.set_available(index, self.queues[index].available);
     }
 

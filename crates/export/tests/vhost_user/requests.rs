@@ -290,9 +290,10 @@ fn flushes_that_arrive_together_are_one() {
     let disk = Arc::new(FaultDisk::new(MemoryDevice::new(DISK)));
     served(Machine::new(1), Arc::clone(&disk) as _, |machine| {
         for sector in 0..8 {
-            machine.put(0, OUT, sector, &[1; 512]);
-            machine.put(0, FLUSH, 0, &[]);
+            machine.prepare(0, OUT, sector, &[1; 512]);
+            machine.prepare(0, FLUSH, 0, &[]);
         }
+        machine.publish(0);
         machine.kick(0);
         machine.wait(0, 16);
         assert_eq!(disk.calls(Act::Flush), 1);
