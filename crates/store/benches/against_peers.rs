@@ -132,14 +132,14 @@ impl Bench {
         path
     }
 
-    /// An image of the same bytes in QEMU's format.
+    /// An image of the same bytes in QEMU's format, made anew.
     fn qcow2(&self, name: &str, options: &str) -> PathBuf {
         let (path, converted) = (self.path(name), self.path("converted"));
         let (from, to) = (self.image.display().to_string(), converted.display().to_string());
         run("qemu-img", &["convert", "-f", "raw", "-O", "qcow2", "-o", options, &from, &to]);
         // In pages too, see `fill`.
         let bytes = std::fs::read(&converted).unwrap();
-        let mut image = std::fs::File::create_new(&path).unwrap();
+        let mut image = std::fs::File::create(&path).unwrap();
         bytes.chunks(4096).for_each(|page| image.write_all(page).unwrap());
         image.sync_all().unwrap();
         std::fs::remove_file(&converted).unwrap();
