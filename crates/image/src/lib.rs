@@ -15,6 +15,7 @@ pub mod modules;
 pub mod newc;
 pub mod packages;
 pub mod supermin;
+mod witness;
 
 #[cfg(test)]
 mod testing;

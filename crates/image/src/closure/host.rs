@@ -88,20 +88,20 @@ impl Input {
         Ok(Input { path: path.to_owned(), listed, stamp })
     }
 
-    /// Feeds what was seen, as far as it matters, to a digest.
-    pub(crate) fn feed(&self, digest: &mut blake3::Hasher) {
-        match &self.stamp {
-            None => drop(digest.update(b"-")),
+    /// Appends what was seen, as far as it matters.
+    pub(crate) fn put(stamp: Option<&Stamp>, listed: bool, out: &mut Vec<u8>) {
+        match stamp {
+            None => out.push(b'-'),
             // Whatever else comes and goes in a directory that was only passed through.
-            Some(stamp) if stamp.kind() == DIRECTORY && !self.listed => {
-                digest.update(b"/");
-                digest.update(&stamp.mode.to_le_bytes());
-                digest.update(&stamp.device.to_le_bytes());
-                digest.update(&stamp.inode.to_le_bytes());
+            Some(stamp) if stamp.kind() == DIRECTORY && !listed => {
+                out.push(b'/');
+                out.extend_from_slice(&stamp.mode.to_le_bytes());
+                out.extend_from_slice(&stamp.device.to_le_bytes());
+                out.extend_from_slice(&stamp.inode.to_le_bytes());
             }
             Some(stamp) => {
-                digest.update(b"+");
-                stamp.feed(digest);
+                out.push(b'+');
+                out.extend_from_slice(&stamp.bytes());
             }
         }
     }

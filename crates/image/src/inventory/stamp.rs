@@ -84,16 +84,22 @@ impl Stamp {
         now.duration_since(changed).unwrap_or_default()
     }
 
-    /// Feeds all of it to a digest, in a fixed order and width. Not the number of names: a hard link
-    /// made elsewhere changes the change time already.
+    /// Feeds all of it to a digest.
     pub(crate) fn feed(&self, digest: &mut blake3::Hasher) {
-        digest.update(&self.mode.to_le_bytes());
-        for number in [self.device, self.inode, self.size, self.stands_for] {
-            digest.update(&number.to_le_bytes());
+        digest.update(&self.bytes());
+    }
+
+    /// All of it, in a fixed order and width. Not the number of names: a hard link made elsewhere changes the change time
+    /// already.
+    pub(crate) fn bytes(&self) -> [u8; 68] {
+        let mut bytes = [0; 68];
+        bytes[..4].copy_from_slice(&self.mode.to_le_bytes());
+        let numbers = [self.device, self.inode, self.size, self.stands_for].map(u64::to_le_bytes);
+        let (modified, changed) = (self.modified, self.changed);
+        let times = [modified.0, modified.1, changed.0, changed.1].map(i64::to_le_bytes);
+        for (place, number) in bytes[4..].chunks_exact_mut(8).zip(numbers.iter().chain(&times)) {
+            place.copy_from_slice(number);
         }
-        for time in [self.modified, self.changed] {
-            digest.update(&time.0.to_le_bytes());
-            digest.update(&time.1.to_le_bytes());
-        }
+        bytes
     }
 }

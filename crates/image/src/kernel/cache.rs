@@ -8,6 +8,7 @@
 //! | `kernel-parts/vmlinux-1/DIGEST`   | what a boot image of that digest unpacks to              |
 //! | `kernel-parts/index-1/KEY/`       | an index made for a module directory without one         |
 //! | `kernel-parts/plain-1/KEY.NAME`   | a module or firmware file, uncompressed                  |
+//! | `kernel-parts/identity-1/KEY`     | a boot image's digest, a blank, its release, a newline   |
 //!
 //! Everything appears by rename, whole or not at all. All of it may be deleted at any time.
 
@@ -148,6 +149,11 @@ impl KernelCache {
         self.parts("index-1").join(key)
     }
 
+    /// Where the digest and the release of the boot image with this key are, once it was read.
+    pub(super) fn identity(&self, key: &str) -> PathBuf {
+        self.parts("identity-1").join(key)
+    }
+
     /// The plain form of `path`, a module or firmware file: itself, or an uncompressed copy that is
     /// made once and found again for as long as the file stays the same. The copy has the file's
     /// modification time.
@@ -179,7 +185,7 @@ pub(super) fn packed_stem(name: &str) -> Option<&str> {
 }
 
 /// A key that changes whenever the file could have changed.
-fn stat_key(path: &Path, meta: &fs::Metadata) -> String {
+pub(super) fn stat_key(path: &Path, meta: &fs::Metadata) -> String {
     let mut hasher = blake3::Hasher::new();
     hasher.update(path.as_os_str().as_bytes());
     for number in [meta.dev(), meta.ino(), meta.size()] {

@@ -4,10 +4,8 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use super::identity::Identity;
 use super::{Kernel, KernelCache, KernelError, KernelSource, boot_image, version};
-
-/// A boot image is some 12 MB, with everything built in some 60.
-const IMAGE_LIMIT: u64 = 512 << 20;
 
 /// Where x86 trees put the boot image.
 const TREE_IMAGE: &str = "arch/x86/boot/bzImage";
@@ -143,10 +141,7 @@ pub fn open(path: &Path, host: &Host, cache: &KernelCache) -> Result<Kernel, Ker
 
 fn load(path: &Path, host: &Host, cache: &KernelCache) -> Result<Kernel, KernelError> {
     let path = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
-    let bytes = read(&path)?;
-    let header = boot_image::parse(&bytes)
-        .map_err(|source| KernelError::NotAKernel { path: path.clone(), source })?;
-    let release = header.release;
+    let Identity { release, digest } = Identity::of(&path, cache)?;
     let tree = path.ancestors().nth(4).filter(|tree| path == tree.join(TREE_IMAGE));
     let (source, modules) = match tree {
         Some(tree) => (KernelSource::Tree, tree_modules(tree)),
@@ -157,17 +152,7 @@ fn load(path: &Path, host: &Host, cache: &KernelCache) -> Result<Kernel, KernelE
             (source, installed_modules(&path, &release, host))
         }
     };
-    let digest = blake3::hash(&bytes).to_hex().to_string();
     Ok(Kernel { release, digest, image: path, modules, source })
-}
-
-fn read(path: &Path) -> Result<Vec<u8>, KernelError> {
-    let file = fs::File::open(path).map_err(|source| match source.kind() {
-        io::ErrorKind::PermissionDenied => KernelError::Unreadable { path: path.to_owned() },
-        _ => KernelError::io("open", path, source),
-    })?;
-    super::compression::read_bounded(file, IMAGE_LIMIT)
-        .map_err(|source| KernelError::io("read", path, source))
 }
 
 /// A tree has modules of its own as soon as the build wrote one of its lists.

@@ -10,6 +10,7 @@ mod compression;
 mod deb;
 pub mod fetch;
 mod find;
+mod identity;
 mod lz4;
 mod module_dir;
 #[cfg(test)]

@@ -2,26 +2,24 @@
 //!
 //! | field   | form                                                                                    |
 //! |---------|-----------------------------------------------------------------------------------------|
-//! | magic   | `kiln supermin 1` and a newline                                                         |
+//! | magic   | `kiln supermin 2` and a newline                                                         |
 //! | request | blake3 over what was asked for; 64 hexadecimal digits and a newline                     |
-//! | seen    | blake3 over what was seen, in the order of the paths; 64 digits and a newline           |
 //! | outputs | for each file of the output its name, a blank, its length, a newline; then an empty line |
-//! | paths   | each `L` (a directory that was listed) or `.`, the path, and a NUL                      |
+//! | witness | of everything that was looked at ([`witness`])                                          |
 //!
 //! A record is a hint. Whatever is wrong with one, it is the same as having none.
 
-use std::ffi::OsStr;
 use std::fs;
 use std::io::{self, Read as _};
-use std::os::unix::ffi::OsStrExt as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use crate::closure::host::Input;
+use crate::witness;
 
 /// In the output.
 pub(super) const NAME: &str = ".kiln-supermin";
-const MAGIC: &[u8] = b"kiln supermin 1\n";
+const MAGIC: &[u8] = b"kiln supermin 2\n";
 const SIZE_LIMIT: u64 = 256 << 20;
 /// File systems stamp changes with a clock that ticks this often at the slowest.
 const TICK: Duration = Duration::from_millis(20);
@@ -59,24 +57,14 @@ impl Seen {
 
     /// The record of an output.
     pub(super) fn record(&self, request: &blake3::Hash, outputs: &[(&str, u64)]) -> Vec<u8> {
-        let mut digest = blake3::Hasher::new();
-        for input in &self.0 {
-            input.feed(&mut digest);
-        }
         let mut text = MAGIC.to_vec();
-        for hash in [*request, digest.finalize()] {
-            text.extend_from_slice(hash.to_hex().as_bytes());
-            text.push(b'\n');
-        }
+        text.extend_from_slice(request.to_hex().as_bytes());
+        text.push(b'\n');
         for (name, len) in outputs {
             text.extend_from_slice(format!("{name} {len}\n").as_bytes());
         }
         text.push(b'\n');
-        for input in &self.0 {
-            text.push(if input.listed { b'L' } else { b'.' });
-            text.extend_from_slice(input.path.as_os_str().as_bytes());
-            text.push(0);
-        }
+        witness::write(&self.0, &mut text);
         text
     }
 }
@@ -89,9 +77,8 @@ pub(super) fn still_holds(output: &Path, request: &blake3::Hash) -> bool {
 fn holds(output: &Path, request: &blake3::Hash) -> Option<bool> {
     let mut bytes = Vec::new();
     fs::File::open(output.join(NAME)).ok()?.take(SIZE_LIMIT).read_to_end(&mut bytes).ok()?;
-    let rest = bytes.strip_prefix(MAGIC)?;
-    let (asked, rest) = digest(rest)?;
-    let (seen, mut rest) = digest(rest)?;
+    let (asked, rest) = bytes.strip_prefix(MAGIC)?.split_at_checked(64)?;
+    let mut rest = rest.strip_prefix(b"\n")?;
     if asked != request.to_hex().as_bytes() {
         return Some(false);
     }
@@ -108,36 +95,7 @@ fn holds(output: &Path, request: &blake3::Hash) -> Option<bool> {
             return Some(false);
         }
     }
-    let mut paths: Vec<(PathBuf, bool)> = Vec::new();
-    while let Some((&kind, after)) = rest.split_first() {
-        let end = after.iter().position(|&byte| byte == 0)?;
-        paths.push((Path::new(OsStr::from_bytes(&after[..end])).to_owned(), kind == b'L'));
-        rest = &after[end + 1..];
-    }
-    let mut digest = blake3::Hasher::new();
-    for input in look_at_all(&paths)? {
-        input.feed(&mut digest);
-    }
-    Some(digest.finalize().to_hex().as_bytes() == seen)
-}
-
-/// Looks on two processors: it is nearly all that finding an output again costs.
-fn look_at_all(paths: &[(PathBuf, bool)]) -> Option<Vec<Input>> {
-    let look = |paths: &[(PathBuf, bool)]| -> Option<Vec<Input>> {
-        paths.iter().map(|(path, listed)| Input::look(path, *listed).ok()).collect()
-    };
-    let (first, second) = paths.split_at(paths.len() / 2);
-    std::thread::scope(|scope| {
-        let second = scope.spawn(|| look(second));
-        let mut all = look(first)?;
-        all.extend(second.join().ok()??);
-        Some(all)
-    })
-}
-
-fn digest(text: &[u8]) -> Option<(&[u8], &[u8])> {
-    let (line, rest) = text.split_at_checked(64)?;
-    Some((line, rest.strip_prefix(b"\n")?))
+    Some(witness::holds(rest))
 }
 
 #[cfg(test)]
