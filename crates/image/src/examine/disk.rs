@@ -83,7 +83,8 @@ impl<'i> Disk<'i> {
         let blocks_per_group = u64::from(word(&superblock, 32));
         let (inodes, inodes_per_group) = (word(&superblock, 0), word(&superblock, 40));
         let inode_len = if word(&superblock, 76) == 0 { 128 } else { half(&superblock, 88).into() };
-        if blocks_per_group == 0 || blocks_per_group > 8 * block || inodes_per_group == 0 {
+        let sizes = [blocks_per_group, inodes_per_group.into()];
+        if sizes.iter().any(|size| *size == 0 || *size > 8 * block) {
             return Err(damaged("its groups have an impossible size"));
         }
         if inode_len < 128 || inode_len > block || first_block >= blocks.max(1) {
@@ -100,6 +101,9 @@ impl<'i> Disk<'i> {
         let groups = (blocks - first_block).div_ceil(blocks_per_group);
         if u64::from(inodes) != groups * u64::from(inodes_per_group) {
             return Err(damaged("its count of inodes is not that of its groups"));
+        }
+        if u64::from(inodes) * inode_len > blocks * block {
+            return Err(damaged("it has more inodes than there is room for"));
         }
         let mut descriptors = vec![0; usize::try_from(groups * 32).unwrap_or(0)];
         read(image, (first_block + 1) * block, &mut descriptors)?;
@@ -136,6 +140,11 @@ impl<'i> Disk<'i> {
         }
     }
 
+    /// Whether so much is wrong that nothing more is worth looking at: it may have been made to keep us busy.
+    fn is_lost(&self) -> bool {
+        self.faults.len() >= MOST_FAULTS
+    }
+
     /// Takes a block for something.
     fn mark(&mut self, block: u64, what: &str) {
         if block >= self.blocks || block < self.first_block {
@@ -152,6 +161,9 @@ impl<'i> Disk<'i> {
         let descriptors = (self.groups() * 32).div_ceil(self.block);
         // Room that is kept for more descriptors belongs to an inode of its own.
         for group in 0..self.groups() {
+            if self.is_lost() {
+                return;
+            }
             let start = self.first_block + group * self.blocks_per_group;
             if !sparse || has_superblock(group) {
                 for block in start..=start + descriptors {
@@ -198,6 +210,9 @@ impl<'i> Disk<'i> {
         let mut folders = HashSet::from([ROOT]);
         let mut known: HashMap<u32, Entry> = HashMap::new();
         while let Some((path, number, parent)) = ahead.pop() {
+            if self.is_lost() {
+                return Ok(());
+            }
             let shown = format!("/{}", path.escape_ascii());
             let inode = match self.inode(number) {
                 Ok(inode) => inode,
@@ -293,7 +308,7 @@ impl<'i> Disk<'i> {
             0o12 if size < 60 && word(inode, 32) & FLAG_EXTENTS == 0 => {
                 entry.target = inode[40..40 + usize::try_from(size).unwrap_or(0)].to_vec();
             }
-            0o04 if size > LARGEST_DIRECTORY => {
+            0o04 if size > LARGEST_DIRECTORY.min(self.blocks * self.block) => {
                 self.fault(format!("{shown} is a directory of {size} bytes"));
             }
             0o04 | 0o12 => {
@@ -397,7 +412,7 @@ impl<'i> Disk<'i> {
         shown: &str,
         each: &mut Each<'_>,
     ) -> Result<(), ExamineError> {
-        if table == 0 {
+        if table == 0 || self.is_lost() {
             return Ok(());
         }
         let before = self.faults.len();
@@ -428,6 +443,9 @@ impl<'i> Disk<'i> {
         each: &mut Each<'_>,
     ) -> Result<(), ExamineError> {
         let (count, depth) = (usize::from(half(node, 2)), half(node, 6));
+        if self.is_lost() {
+            return Ok(());
+        }
         if half(node, 0) != EXTENT_MAGIC || 12 + count * 12 > node.len() || depth >= depth_left {
             self.fault(format!("{shown} has a damaged node of extents"));
             return Ok(());
@@ -479,8 +497,7 @@ impl<'i> Disk<'i> {
     ) -> Result<(), ExamineError> {
         for block in start..start.saturating_add(count) {
             self.mark(block, shown);
-            // It is damaged for certain, and may be made to keep us busy.
-            if self.faults.len() >= MOST_FAULTS {
+            if self.is_lost() {
                 return Ok(());
             }
         }

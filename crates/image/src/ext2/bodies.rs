@@ -17,8 +17,13 @@ use crate::inventory::feed_bytes;
 const LONGEST_TARGET: usize = BLOCK_LEN - 1;
 /// Targets up to this long lie in the inode.
 const SHORT_TARGET: usize = 59;
-/// An inode counts its blocks in 512 bytes, in 32 bits.
-const MOST_BLOCKS: u64 = (1 << 32) / (BLOCK / 512);
+/// An inode counts its blocks in sectors of 512 bytes, in 32 bits.
+const MOST_BLOCKS: u64 = ((1 << 32) - 1) / (BLOCK / 512);
+/// The kernel takes no longer file, holes or not: with all its tables it has to be countable.
+const LONGEST_FILE: u64 = (MOST_BLOCKS - mapping::ALL_TABLES) * BLOCK;
+const _: () = assert!(LONGEST_FILE == 2_194_719_883_264);
+/// Numbers of devices have 12 and 20 bits.
+const LARGEST_DEVICE: (u32, u32) = (0xfff, 0xf_ffff);
 
 /// What nodes hold, before it has a place: blocks of attributes, directories and long links, all in
 /// one row, and the bytes that came with the tree.
@@ -202,14 +207,16 @@ fn check(tree: &Tree, id: NodeId) -> Result<(), Ext2Error> {
         Kind::Symlink(target) if target.len() > LONGEST_TARGET => {
             "the link's target is longer than 4095 bytes"
         }
-        Kind::File(data) if data.size() > mapping::BLOCK_LIMIT * BLOCK => "it is larger than 4 TiB",
-        Kind::File(data) => {
-            // With the most tables that either mapping may need.
-            let own = mapping::block_count(&file_runs(data));
-            if own < MOST_BLOCKS - own / 256 - 8 {
-                return Ok(());
-            }
-            "it takes 2 TiB or more"
+        Kind::Symlink(target) if target.is_empty() || target.contains(&0) => {
+            "the link's target is no path"
+        }
+        Kind::File(data) if data.size() > LONGEST_FILE => {
+            "it is longer than 2194719883264 bytes, the most that kernels take"
+        }
+        Kind::CharDevice(major, minor) | Kind::BlockDevice(major, minor)
+            if *major > LARGEST_DEVICE.0 || *minor > LARGEST_DEVICE.1 =>
+        {
+            "its device's number is beyond 4095:1048575"
         }
         _ => return Ok(()),
     };

@@ -60,7 +60,7 @@ pub(super) fn len_at_most(names: &[Name<'_>]) -> usize {
 }
 
 /// How much room an entry with a name of this length takes.
-fn entry_len(name_len: usize) -> usize {
+pub(super) fn entry_len(name_len: usize) -> usize {
     (8 + name_len).next_multiple_of(4)
 }
 

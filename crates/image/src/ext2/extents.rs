@@ -122,7 +122,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::super::geometry::Geometry;
-    use super::super::mapping::block_count;
+    use super::super::mapping::{block_count, testing};
     use super::*;
 
     fn word(bytes: &[u8], at: usize) -> u32 {
@@ -163,14 +163,8 @@ mod tests {
     proptest! {
         #[test]
         fn extents_cover_the_runs_and_their_nodes_are_counted_beforehand(
-            steps in proptest::collection::vec((1_u32..100, 1_u32..3000), 0..3000)
+            runs in testing::runs(100, 3000)
         ) {
-            let mut at = 0;
-            let runs: Vec<Run> = steps.into_iter().map(|(skip, blocks)| {
-                let start = at + skip;
-                at = start + blocks;
-                Run { start, blocks }
-            }).collect();
             let geometry = Geometry::fitting(block_count(&runs) + 5000, 11).unwrap();
             let mut placement = Placement {
                 allocator: Allocator::new(geometry),

@@ -64,7 +64,9 @@ impl Plan {
     fn entries(&self, folder: u32) -> Vec<(u32, Vec<u8>)> {
         let Some(inode) = self.inode(folder) else { return Vec::new() };
         let mut entries = Vec::new();
-        for at in 0..size(inode).div_ceil(BLOCK_LEN as u64) {
+        // Directories are metadata, so none is longer than all of it, whatever a damaged inode says.
+        let most = (self.metadata.len() / BLOCK_LEN) as u64;
+        for at in 0..size(inode).div_ceil(BLOCK_LEN as u64).min(most) {
             let block = self.pointer(inode, at).and_then(|block| self.block(block));
             let Some(block) = block else { break };
             let mut rest = &block[..];

@@ -14,6 +14,9 @@ const PER_TABLE: u64 = 1024;
 pub(super) const BLOCK_LIMIT: u64 =
     DIRECT + PER_TABLE + PER_TABLE * PER_TABLE + PER_TABLE * PER_TABLE * PER_TABLE;
 
+/// How many tables the longest file has.
+pub(super) const ALL_TABLES: u64 = 1 + (1 + PER_TABLE) + (1 + PER_TABLE + PER_TABLE * PER_TABLE);
+
 /// Adjacent blocks of a file that are not a hole.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Run {
@@ -240,6 +243,26 @@ pub(super) fn metadata_from(metadata: &[u8], block: u32) -> &[u8] {
 }
 
 #[cfg(test)]
+pub(super) mod testing {
+    use proptest::prelude::*;
+
+    use super::Run;
+
+    /// Up to so many runs, each of up to 3000 blocks and behind a hole of less than so many.
+    pub(in super::super) fn runs(hole: u32, most: usize) -> impl Strategy<Value = Vec<Run>> {
+        prop::collection::vec((1..hole, 1_u32..3000), 0..most).prop_map(|steps| {
+            let mut at = 0;
+            let run = |(hole, blocks)| {
+                let start = at + hole;
+                at = start + blocks;
+                Run { start, blocks }
+            };
+            steps.into_iter().map(run).collect()
+        })
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
@@ -270,14 +293,8 @@ mod tests {
     proptest! {
         #[test]
         fn tables_of_files_with_holes_are_counted_as_they_are_made(
-            steps in proptest::collection::vec((1_u32..2_000_000, 1_u32..3000), 0..40)
+            runs in testing::runs(2_000_000, 40)
         ) {
-            let mut at = 0;
-            let runs: Vec<Run> = steps.into_iter().map(|(skip, blocks)| {
-                let start = at + skip;
-                at = start + blocks;
-                Run { start, blocks }
-            }).collect();
             check(&runs);
         }
     }

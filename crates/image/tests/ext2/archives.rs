@@ -266,3 +266,48 @@ proptest! {
         }
     }
 }
+
+/// Changes the header of an archive's first member.
+fn with_header(mut bytes: Vec<u8>, change: impl FnOnce(&mut tar::Header)) -> Vec<u8> {
+    let mut header = tar::Header::new_old();
+    header.as_mut_bytes().copy_from_slice(&bytes[..512]);
+    change(&mut header);
+    header.set_cksum();
+    bytes[..512].copy_from_slice(header.as_bytes());
+    bytes
+}
+
+#[test]
+fn a_time_before_1970_survives_in_the_form_of_gnu_tar() {
+    let bytes = with_header(tar(&[file("old", "")]), |header| {
+        header.as_mut_bytes()[136..148].copy_from_slice(&[&[0xff; 11][..], &[0xfb]].concat());
+    });
+    let mut tree = Tree::new();
+    let _archive = add(&mut tree, &bytes, false).unwrap();
+    assert_eq!(disk(tree)[&b"/old"[..]].modified, (-5, 0));
+}
+
+#[test]
+fn what_no_disk_can_say_is_refused_by_name() {
+    let refused = |bytes: &[u8]| {
+        let mut tree = Tree::new();
+        let _archive = add(&mut tree, bytes, false).unwrap();
+        Plan::new(tree, &Options::default()).unwrap_err().to_string()
+    };
+    let nowhere = tar(&[link("link", tar::EntryType::Symlink, "")]);
+    assert_eq!(refused(&nowhere), "ext2 cannot hold /link: the link's target is no path");
+    let device = |major, minor| {
+        with_header(tar(&[link("device", tar::EntryType::Char, "")]), |header| {
+            header.set_device_major(major).unwrap();
+            header.set_device_minor(minor).unwrap();
+        })
+    };
+    for bytes in [device(4096, 0), device(0, 1 << 20)] {
+        let says = "ext2 cannot hold /device: its device's number is beyond 4095:1048575";
+        assert_eq!(refused(&bytes), says);
+    }
+    let kind = tar::EntryType::XHeader;
+    let record = Member { path: "record", kind, bytes: b"12 path=b\0c\n", link: "" };
+    let named = tar(&[record, file("name", "")]);
+    assert_eq!(refused(&named), "ext2 cannot hold /: a name in it has a NUL byte");
+}

@@ -11,6 +11,7 @@ use kiln_block::{BlockDevice as _, ByteLen, ByteOffset, ExtentKind, ReadOnly};
 use kiln_image::ext2::{Mapping, Options};
 use rustix::fs::{CWD, FileType, Mode};
 
+use super::debugged::same_debugged;
 use super::faithful::{same_mounted, same_viewed};
 use super::round_trip::{mounted, set, set_time};
 use super::{image, is_root, long, plan};
@@ -90,6 +91,7 @@ fn attributes(root: &Path) {
         for (number, size) in sizes.iter().enumerate() {
             set(&path, &format!("user.number{number}"), &vec![b'v'; *size]);
         }
+        set(&path, "user.\u{e4}\u{df} odd", &[0xff; 100]);
     }
 }
 
@@ -133,11 +135,12 @@ fn owned(root: &Path) {
     set(&at("listed"), "system.posix_acl_access", &list);
 }
 
-/// Through e2fsck, `ext4-view`, and where it may be mounted the kernel; then whether a second plan is the same disk.
+/// Through e2fsck, debugfs, `ext4-view`, and where it may be mounted the kernel; then whether a second plan is the same disk.
 fn faithful(source: &Path, work: &Path, mapping: Mapping) {
     let options = Options { mapping, free: ByteLen::mib(1), ..Options::default() };
     let image = image(&plan(source, &options), work);
     let viewed = same_viewed(source, &image, mapping);
+    assert_eq!(same_debugged(source, &image, work), viewed);
     if long() && is_root() {
         let kind = if mapping == Mapping::Tables { "ext2" } else { "ext4" };
         mounted(&image, work, kind, |mount| assert_eq!(same_mounted(source, mount), viewed));

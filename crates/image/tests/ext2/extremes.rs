@@ -6,7 +6,12 @@ use std::os::unix::fs::FileExt as _;
 use kiln_block::ReadOnly;
 use kiln_image::ext2::{Ext2Error, Options, Plan, Tree};
 
-use super::{check, debugfs, image, long, plan, reader};
+use super::debugged::same_debugged;
+use super::round_trip::mounted;
+use super::{check, check_from, debugfs, image, is_root, long, plan, reader};
+
+/// Bytes of the longest file that kernels take, holes or not.
+const LONGEST: u64 = 2_194_719_883_264;
 
 #[test]
 fn a_large_directory_has_an_index_that_e2fsck_believes() {
@@ -73,7 +78,9 @@ fn sparse_files_reach_through_all_levels() {
     for place in places {
         file.write_all_at(&[0x5a; 100], place).unwrap();
     }
-    fs::File::create(source.path().join("only-a-hole")).unwrap().set_len(3 << 40).unwrap();
+    let longest = fs::File::create(source.path().join("longest")).unwrap();
+    longest.set_len(LONGEST).unwrap();
+    longest.write_all_at(b"end", LONGEST - 3).unwrap();
     let plan = plan(source.path(), &Options::default());
     assert!(plan.summary().size.get() < 2 << 20, "{:?}", plan.summary());
     let image = image(&plan, folder.path());
@@ -87,6 +94,38 @@ fn sparse_files_reach_through_all_levels() {
         assert_eq!((&bytes[..100], bytes[100]), (&[0x5a; 100][..], 0), "at {place}");
     }
     assert_eq!(debugfs(&image, "bmap sparse 5000").trim(), "0");
+    same_debugged(source.path(), &image, folder.path());
+    if long() && is_root() {
+        mounted(&image, folder.path(), "ext2", |mount| {
+            let mut end = [0; 3];
+            let file = fs::File::open(mount.join("longest")).unwrap();
+            file.read_exact_at(&mut end, LONGEST - 3).unwrap();
+            assert_eq!(&end, b"end");
+        });
+    }
+}
+
+/// What counts a file's blocks with its tables has 32 bits, and the kernel looks at the length alone.
+#[test]
+fn a_file_longer_than_the_kernel_takes_is_refused_by_name() {
+    let source = tempfile::tempdir().unwrap();
+    fs::File::create(source.path().join("longer")).unwrap().set_len(LONGEST + 1).unwrap();
+    let mut tree = Tree::new();
+    tree.add_directory(source.path()).unwrap();
+    let error = Plan::new(tree, &Options::default()).unwrap_err().to_string();
+    assert!(error.starts_with("ext2 cannot hold /longer: it is longer than"), "{error}");
+}
+
+#[test]
+fn every_copy_of_the_superblock_leads_to_a_whole_disk() {
+    let (source, folder) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    fs::write(source.path().join("file"), "content").unwrap();
+    let options = Options { free: kiln_block::ByteLen::mib(3300), ..Options::default() };
+    let image = image(&plan(source.path(), &options), folder.path());
+    for group in [1, 3, 5, 7, 9, 25] {
+        let block = (group * 32768).to_string();
+        check_from(&image, &["-b", &block, "-B", "4096"]);
+    }
 }
 
 #[test]

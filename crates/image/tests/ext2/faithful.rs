@@ -14,11 +14,11 @@ use kiln_image::ext2::Mapping;
 use rustix::fs::SeekFrom;
 
 /// Blocks that are holes in the source are holes on the disk.
-const BLOCK: u64 = 4096;
+pub(crate) const BLOCK: u64 = 4096;
 const PIECE: usize = 1 << 20;
 
 /// Names of a directory, sorted. The disk's root has one more, which is left out.
-fn names(folder: &Path) -> Vec<OsString> {
+pub(crate) fn names(folder: &Path) -> Vec<OsString> {
     let mut names: Vec<OsString> =
         fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     names.sort();
@@ -73,7 +73,7 @@ pub(crate) fn same_mounted(source: &Path, mount: &Path) -> usize {
 }
 
 /// All attributes that ext2 has a place for.
-fn xattrs(path: &Path) -> Vec<(Vec<u8>, Vec<u8>)> {
+pub(crate) fn xattrs(path: &Path) -> Vec<(Vec<u8>, Vec<u8>)> {
     let mut list = vec![0; 65536];
     let Ok(len) = rustix::fs::llistxattr(path, &mut list[..]) else { return Vec::new() };
     let mut found: Vec<(Vec<u8>, Vec<u8>)> = list[..len]
@@ -94,7 +94,7 @@ fn same_bytes(here: &Path, there: &Path, meta: &Metadata, copy: &Metadata) {
     assert_eq!(meta.len(), copy.len(), "length of {shown}");
     let (one, other) = (File::open(here).unwrap(), File::open(there).unwrap());
     let whole = std::iter::once((0, meta.len())).filter(|(_, end)| *end > 0).collect::<Vec<_>>();
-    let sparse = meta.len() > BLOCK && meta.blocks() * 512 < meta.len();
+    let sparse = is_sparse(meta);
     let runs = if sparse { data(&one, meta.len()) } else { whole };
     if sparse {
         assert_eq!(runs, data(&other, meta.len()), "holes of {shown}");
@@ -110,8 +110,13 @@ fn same_bytes(here: &Path, there: &Path, meta: &Metadata, copy: &Metadata) {
     }
 }
 
+/// Whether a file has holes, as far as can be seen without looking for them.
+pub(crate) fn is_sparse(meta: &Metadata) -> bool {
+    meta.len() > BLOCK && meta.blocks() * 512 < meta.len()
+}
+
 /// Where a file has data, in whole blocks: starts and ends.
-fn data(file: &File, len: u64) -> Vec<(u64, u64)> {
+pub(crate) fn data(file: &File, len: u64) -> Vec<(u64, u64)> {
     let mut runs: Vec<(u64, u64)> = Vec::new();
     let mut at = 0;
     while at < len {

@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
 mod archives;
+mod debugged;
 mod everything;
 mod extents;
 mod extremes;
@@ -43,7 +44,12 @@ fn tool(name: &str) -> Command {
 
 /// e2fsck has nothing to say. Its status alone would hide wrong counts in the superblock.
 fn check(image: &Path) {
-    let output = tool("e2fsck").arg("-fn").arg(image).output().unwrap();
+    check_from(image, &[]);
+}
+
+/// The same, for which e2fsck is told where to begin.
+fn check_from(image: &Path, place: &[&str]) {
+    let output = tool("e2fsck").arg("-fn").args(place).arg(image).output().unwrap();
     let said = String::from_utf8_lossy(&output.stdout);
     let complaints: Vec<&str> = said
         .lines()

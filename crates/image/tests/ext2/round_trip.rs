@@ -13,6 +13,7 @@ use kiln_image::inventory::Inventory;
 use proptest::prelude::*;
 use rustix::fs::{FileType, Mode, Timespec, Timestamps, XattrFlags};
 
+use super::debugged::same_debugged;
 use super::reader::{self, File};
 use super::{check, debugfs, image, is_root, long, plan, tool};
 
@@ -442,7 +443,9 @@ proptest! {
         }
         let mapping = if extents { Mapping::Extents } else { Mapping::Tables };
         let options = Options { free: ByteLen::new(free), mapping, ..Options::default() };
-        let first = fs::read(image(&plan(source.path(), &options), folder.path())).unwrap();
+        let written = image(&plan(source.path(), &options), folder.path());
+        same_debugged(source.path(), &written, folder.path());
+        let first = fs::read(written).unwrap();
         let second = fs::read(image(&plan(source.path(), &options), folder.path())).unwrap();
         prop_assert!(first == second, "byte-identical twice");
         same(plan(source.path(), &options), source.path());
