@@ -100,8 +100,9 @@ fn main() -> ExitCode {
     show("limit: copy the same files", limit);
     show("cache hit", hit);
     show("root disk, resolved, planned", median(&root_builds));
-    let root_hit = median(&root_hits);
-    show("root disk, cache hit", root_hit);
+    let root_hit = faster_half(&root_hits);
+    show("root disk, cache hit", median(&root_hits));
+    show("    the faster half", root_hit);
     let ratio = |a: Duration, b: Duration| a.as_secs_f64() / b.as_secs_f64();
     println!("build / limit                cpu  {:.2}", ratio(build.cpu, limit.cpu));
     println!("hit / build                  wall {:.3}", ratio(hit.wall, build.wall));
@@ -172,6 +173,17 @@ fn measure<T>(act: impl FnOnce() -> T) -> (T, Cost) {
 fn processor_time() -> Duration {
     let time = clock_gettime(ClockId::ProcessCPUTime);
     Duration::try_from(time).expect("processor time is positive")
+}
+
+/// Of one round, among the faster half of them: a slow one tells what else the machine does.
+fn faster_half(costs: &[Cost]) -> Cost {
+    let mean = |of: fn(&Cost) -> Duration| {
+        let mut all: Vec<Duration> = costs.iter().map(of).collect();
+        all.sort();
+        all.truncate(all.len().div_ceil(2));
+        all.iter().sum::<Duration>() / u32::try_from(all.len()).unwrap_or(u32::MAX).max(1)
+    };
+    Cost { wall: mean(|cost| cost.wall), cpu: mean(|cost| cost.cpu) }
 }
 
 fn median(costs: &[Cost]) -> Cost {

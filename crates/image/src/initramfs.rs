@@ -2,13 +2,13 @@
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::io;
+use std::io::{self, Seek as _};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{Mode, OFlags};
 
 use crate::closure::host;
-use crate::inventory::{Content, Entry, GuestPath, Inventory, Node, Stamp};
+use crate::inventory::{Content, Entry, GuestPath, HostFile, Identity, Inventory, Node, Stamp};
 use crate::newc::{Attributes, WriteError, Writer};
 
 /// What was written.
@@ -50,8 +50,8 @@ pub enum InitramfsError {
     Finish(WriteError),
 }
 
-/// Writes an inventory to an empty file. Owner and group are root, and every modification time is
-/// `modified` (seconds since 1970), so that the same content gives the same bytes on any host.
+/// Writes an inventory to an empty file. Every modification time is `modified` (seconds since 1970), so that the same
+/// content gives the same bytes on any host.
 pub fn write(
     inventory: &Inventory,
     modified: u32,
@@ -76,6 +76,7 @@ pub fn write(
             mode: kind | entry.permissions,
             inode: place.inode,
             links: if kind == host::DIRECTORY { 2 } else { place.names },
+            owner: (entry.owner.user, entry.owner.group),
             modified,
             device,
         };
@@ -90,12 +91,19 @@ pub fn write(
             }
             Node::File(Content::Host { path: source, stamp }) => {
                 let file = open_as_seen(source, stamp)?;
-                writer.member_from(name, attributes, &file, stamp.size).map_err(
-                    |error| match error {
-                        WriteError::Shrunk => InitramfsError::Changed { path: source.clone() },
-                        error => failed(error),
-                    },
-                )?;
+                let copied = writer.member_from(name, attributes, &file, stamp.size);
+                copied.map_err(|error| shrunk(error, source).unwrap_or_else(failed))?;
+                check_unchanged(&file, source, stamp)?;
+            }
+            Node::File(Content::Part { file, at, len }) => {
+                let HostFile { path: source, stamp } = &**file;
+                let mut file = open_as_seen(source, stamp)?;
+                file.seek(io::SeekFrom::Start(*at)).map_err(|error| InitramfsError::Read {
+                    path: source.clone(),
+                    source: error,
+                })?;
+                let copied = writer.member_from(name, attributes, &file, *len);
+                copied.map_err(|error| shrunk(error, source).unwrap_or_else(failed))?;
                 check_unchanged(&file, source, stamp)?;
             }
             _ => writer.member(name, attributes, &[]).map_err(failed)?,
@@ -105,14 +113,20 @@ pub fn write(
     Ok((out, Written { bytes, entries }))
 }
 
-/// Numbers files. A file of the host that appears under several names with the same permissions is
+/// A file that ended early is another one than was looked at; whatever else went wrong comes back.
+fn shrunk(error: WriteError, source: &Path) -> Result<InitramfsError, WriteError> {
+    match error {
+        WriteError::Shrunk => Ok(InitramfsError::Changed { path: source.to_owned() }),
+        error => Err(error),
+    }
+}
+
+/// Numbers files. A file of the host that appears under several names with the same permissions and owner is
 /// one file in the archive too: the last of its names carries the data, as GNU cpio does it.
 struct Files {
     groups: HashMap<Identity, Group>,
     next: u32,
 }
-
-type Identity = (u64, u64, u32);
 
 struct Group {
     names: u32,
@@ -129,7 +143,7 @@ struct Place {
 impl Files {
     fn of(inventory: &Inventory) -> Files {
         let mut groups = HashMap::new();
-        for identity in inventory.entries().filter_map(|(_, entry)| identity(entry)) {
+        for identity in inventory.entries().filter_map(|(_, entry)| entry.identity()) {
             let group = groups.entry(identity).or_insert(Group { names: 0, written: 0, inode: 0 });
             group.names += 1;
         }
@@ -138,7 +152,7 @@ impl Files {
 
     fn place(&mut self, entry: &Entry) -> Place {
         let fresh = self.next;
-        match identity(entry).and_then(|identity| self.groups.get_mut(&identity)) {
+        match entry.identity().and_then(|identity| self.groups.get_mut(&identity)) {
             Some(group) if group.written > 0 => {
                 group.written += 1;
                 let carries_data = group.written == group.names;
@@ -154,15 +168,6 @@ impl Files {
                 Place { inode: fresh, names: 1, carries_data: true }
             }
         }
-    }
-}
-
-fn identity(entry: &Entry) -> Option<Identity> {
-    match &entry.node {
-        Node::File(Content::Host { stamp, .. }) => {
-            Some((stamp.device, stamp.inode, entry.permissions))
-        }
-        _ => None,
     }
 }
 

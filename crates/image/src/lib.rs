@@ -2,6 +2,7 @@
 //! the initramfs, and the cache that keeps them by content.
 
 pub mod archive;
+pub mod base;
 pub mod cache;
 pub mod closure;
 pub mod elf;

@@ -6,7 +6,7 @@ use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::inventory::Stamp;
+use crate::inventory::{HostFile, Stamp};
 use crate::kernel::Compression;
 
 /// The most that an archive may unpack to.
@@ -104,6 +104,27 @@ impl Stretch {
         Some(Stretch { start: self.start + at, len, ..self.clone() })
     }
 
+    /// Where it begins in which file, as others find that; none if they cannot.
+    pub(crate) fn place(&self) -> Option<(Arc<HostFile>, u64)> {
+        let stamp = self.stamp?;
+        // Whoever opens it follows no links.
+        let path = std::fs::canonicalize(&self.path).ok()?;
+        Some((Arc::new(HostFile { path, stamp }), self.start))
+    }
+
+    /// What tells it from others while its file stays as it is; none if others cannot find that.
+    pub(crate) fn feed(&self, digest: &mut blake3::Hasher) -> Option<()> {
+        self.stamp?.feed(digest);
+        digest.update(&self.start.to_le_bytes());
+        digest.update(&self.len.to_le_bytes());
+        Some(())
+    }
+
+    /// How long ago its file last changed.
+    pub(crate) fn age(&self) -> Option<std::time::Duration> {
+        Some(self.stamp?.age(std::time::SystemTime::now()))
+    }
+
     /// Fills a buffer, and makes sure that the file is still the same.
     pub fn read(&self, at: u64, buffer: &mut [u8]) -> Result<(), ArchiveError> {
         let changed = || ArchiveError::Changed { path: self.path.clone() };
@@ -167,8 +188,18 @@ impl Stretch {
     /// The same bytes plain: itself if it is not compressed, else a file without a name, in the folder for temporary
     /// files (`TMPDIR`, else `/var/tmp`, which is rarely memory).
     pub fn unpacked(&self) -> Result<Stretch, ArchiveError> {
+        if !self.is_packed()? {
+            return Ok(self.clone());
+        }
+        let folder = std::env::var_os("TMPDIR").unwrap_or_else(|| "/var/tmp".into());
+        let mut file = tempfile::tempfile_in(folder).map_err(self.failed("unpack"))?;
+        let len = self.unpack_into(&mut file)?;
+        Ok(Stretch { path: self.path.clone(), file: Arc::new(file), start: 0, len, stamp: None })
+    }
+
+    /// Writes the same bytes plain to a file, and says how many there were.
+    pub(crate) fn unpack_into(&self, out: &mut File) -> Result<u64, ArchiveError> {
         let source: Box<dyn Read + '_> = match self.compression()? {
-            Compression::None => return Ok(self.clone()),
             // Layers are often made of several streams, so that they can be read from the middle.
             Compression::Gzip => Box::new(flate2::read::MultiGzDecoder::new(self.reader())),
             Compression::Zstd => Box::new(
@@ -182,15 +213,12 @@ impl Stretch {
             }
             other => other.reader(self.reader()).map_err(self.failed("unpack"))?,
         };
-        let folder = std::env::var_os("TMPDIR").unwrap_or_else(|| "/var/tmp".into());
-        let mut file = tempfile::tempfile_in(folder).map_err(self.failed("unpack"))?;
-        let len = io::copy(&mut source.take(LARGEST + 1), &mut file);
-        let len = len.map_err(self.failed("unpack"))?;
+        let len = io::copy(&mut source.take(LARGEST + 1), out).map_err(self.failed("unpack"))?;
         if len > LARGEST {
             return Err(self.malformed("it unpacks to more than 256 GiB".to_owned()));
         }
         self.check()?;
-        Ok(Stretch { path: self.path.clone(), file: Arc::new(file), start: 0, len, stamp: None })
+        Ok(len)
     }
 
     pub(crate) fn failed(&self, act: &'static str) -> impl FnOnce(io::Error) -> ArchiveError {

@@ -57,6 +57,11 @@ impl Lease {
         }
     }
 
+    /// The image.
+    pub(super) fn file(&self) -> &File {
+        &self.file
+    }
+
     /// The image's length.
     pub(super) fn len(&self) -> io::Result<u64> {
         Ok(self.file.metadata()?.len())

@@ -6,14 +6,18 @@
 //! images/KEY.json    what it is, for people
 //! images/KEY.partial an image being built, or left over by a builder that was killed
 //! memos/REQUEST      which files a request looked at, and the key that led to
-//! locks/KEY          held by the one who builds it
+//! archives/KEY.tar   an archive that root disks have files of, unpacked (KEY is the archive's)
+//! locks/KEY          held by the one who builds or unpacks it
 //! ```
 //!
 //! The key is a digest of the resolved inventory, the kernel's identity and the format. An image is
 //! written to its partial file, synced, and renamed: what has its name is whole, also after a power cut.
+//! A digest of its bytes is in its description, for [`ImageStore::check`]; finding an image reads none of them.
 //! Description and memo are not synced; a damaged one is the same as none. Anything here may be deleted
 //! at any time and is built again when it is needed; Kiln itself removes no image that has a [`Lease`].
 
+mod archives;
+mod digest;
 mod form;
 mod lock;
 mod memo;
@@ -149,11 +153,17 @@ pub struct Description {
     pub entries: u64,
     /// Its length, by which a torn file is noticed.
     pub bytes: u64,
+    /// A blake3 of its bytes, in hexadecimal; images of earlier versions have none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub digest: Option<String>,
     /// Of a root disk: how many bytes the disk has.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub disk: Option<u64>,
     /// What was left out, and the like.
     pub notes: Vec<String>,
+    /// Of a root disk: keys of the unpacked archives that it has files of.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub archives: Vec<String>,
 }
 
 impl ImageStore {
@@ -178,7 +188,7 @@ impl ImageStore {
         self.make_folders()?;
         let mut attempt = 1;
         loop {
-            let resolved = request.resolve_settled()?;
+            let resolved = request.resolve_settled(Some(&self.folder))?;
             let key = request.key(&resolved).to_hex().as_str()[..64].to_owned();
             match self.find_or_build(request, &resolved, &key, started) {
                 Ok(image) => {
@@ -197,7 +207,7 @@ impl ImageStore {
 
     /// Says which image a request asks for and whether it is there, and builds nothing.
     pub fn foresee(&self, request: &ImageRequest) -> Result<ForeseenImage, ImageError> {
-        let resolved = request.resolve()?;
+        let resolved = request.resolve(Some(&self.folder))?;
         let key = request.key(&resolved).to_hex().as_str()[..64].to_owned();
         let Resolved { inventory, kind, .. } = resolved;
         let there = fs::metadata(self.image_path(&key, kind)).ok();
@@ -301,7 +311,9 @@ impl ImageStore {
         key: &str,
         partial: &Path,
     ) -> Result<(), ImageError> {
-        let out = File::create(partial).map_err(failed("create", partial))?;
+        let mut options = File::options();
+        options.read(true).write(true).create(true).truncate(true);
+        let out = options.open(partial).map_err(failed("create", partial))?;
         let (out, Written { bytes, entries }, disk) = match resolved.kind {
             Kind::Initramfs => {
                 let (out, written) = initramfs::write(&resolved.inventory, request.modified, out)?;
@@ -317,6 +329,7 @@ impl ImageStore {
             }
         };
         out.sync_data().map_err(failed("sync", partial))?;
+        let digest = digest::of(&out).map_err(failed("read", partial))?;
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let about = Description {
             manifest: match request.form {
@@ -327,8 +340,13 @@ impl ImageStore {
             built_at: now.as_secs(),
             entries,
             bytes,
+            digest: Some(digest.to_hex().as_str().to_owned()),
             disk,
             notes: resolved.inventory.notes.clone(),
+            archives: match resolved.kind {
+                Kind::Root => resolved.archives.iter().map(|(key, _)| key.clone()).collect(),
+                Kind::Initramfs => Vec::new(),
+            },
         };
         let path = self.image_path(key, resolved.kind);
         let text = serde_json::to_vec_pretty(&about)
@@ -354,7 +372,7 @@ impl ImageStore {
     }
 
     fn make_folders(&self) -> Result<(), ImageError> {
-        for name in ["images", "memos", "locks"] {
+        for name in ["images", "memos", "locks", archives::FOLDER] {
             let path = self.folder.join(name);
             fs::create_dir_all(&path).map_err(failed("create", &path))?;
         }

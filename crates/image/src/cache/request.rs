@@ -6,16 +6,19 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use super::ImageError;
+use super::archives::Unpacking;
 use super::form::{self, Form, Kind, bytes_of};
+use super::lock::Lease;
+use crate::base::BaseError;
 use crate::closure::host::Input;
-use crate::closure::{Closure, HostError};
-use crate::inventory::{Content, Entry, GuestPath, Inventory, Node, Stamp, feed_bytes};
+use crate::closure::{Closure, ClosureError, HostError};
+use crate::inventory::{Content, Entry, GuestPath, Inventory, Node, Owner, Stamp, feed_bytes};
 use crate::kernel::{Kernel, KernelCache};
 use crate::manifest::{Contents, ManifestSource, Part};
 use crate::modules::{Modules, Wanted};
 
 /// Grows whenever the same inventory would give another image, or memos another meaning.
-pub(super) const FORMAT: u32 = 1;
+pub(super) const FORMAT: u32 = 2;
 
 /// Where the guest's init lies: the first place the kernel looks in an initramfs.
 const INIT: &str = "/init";
@@ -67,6 +70,8 @@ pub(super) struct Resolved {
     pub(super) inventory: Inventory,
     pub(super) inputs: Vec<Input>,
     pub(super) kind: Kind,
+    /// Unpacked archives that some of the inventory's files lie in: their keys, and what keeps them.
+    pub(super) archives: Vec<(String, Lease)>,
 }
 
 /// Where the modules are that lead to a root disk, and the file that names them in the order of loading.
@@ -92,9 +97,9 @@ impl ImageRequest {
         ImageRequest { form, ..self }
     }
 
-    /// Works out what the image will hold, without building it.
+    /// Works out what the image will hold, without building it. Files from compressed archives are read into memory.
     pub fn inventory(&self) -> Result<Inventory, ImageError> {
-        Ok(self.resolve_settled()?.inventory)
+        Ok(self.resolve_settled(None)?.inventory)
     }
 
     /// What tells this request from others, before any file is looked at.
@@ -138,20 +143,21 @@ impl ImageRequest {
 
     /// Resolves, and does so again if a file changed so recently that a further change might leave
     /// the same times behind. After that, whoever changes a file also changes its stamp.
-    pub(super) fn resolve_settled(&self) -> Result<Resolved, ImageError> {
-        let resolved = self.resolve()?;
+    pub(super) fn resolve_settled(&self, store: Option<&Path>) -> Result<Resolved, ImageError> {
+        let resolved = self.resolve(store)?;
         let now = SystemTime::now();
         let youngest = resolved.inputs.iter().filter_map(|input| input.age(now)).min();
         match youngest {
             Some(age) if age < TICK => {
                 std::thread::sleep(TICK);
-                self.resolve()
+                self.resolve(store)
             }
             _ => Ok(resolved),
         }
     }
 
-    pub(super) fn resolve(&self) -> Result<Resolved, ImageError> {
+    /// Resolves once. Archives are unpacked into the store below a folder, if there is one.
+    pub(super) fn resolve(&self, store: Option<&Path>) -> Result<Resolved, ImageError> {
         if self.form == Form::Initrd {
             return self.resolve_initrd();
         }
@@ -160,7 +166,9 @@ impl ImageRequest {
         for path in &contents.looked_at {
             inputs.push(look(path)?);
         }
-        let mut closure = Closure::of(&self.root, &contents)?;
+        let mut unpacking = Unpacking::new(store);
+        let base = self.base(&contents, &mut inputs, &mut unpacking)?;
+        let mut closure = Closure::of(&self.root, &contents, base)?;
         self.add_modules(&contents, &mut closure, &mut inputs)?;
         for wanted in &contents.manifest.firmware {
             closure.firmware(wanted, &self.kernel.release)?;
@@ -177,7 +185,27 @@ impl ImageRequest {
         if kind == Kind::Root {
             add_modprobe(&mut closure.inventory)?;
         }
-        Ok(Resolved { inventory: closure.inventory, inputs, kind })
+        Ok(Resolved { inventory: closure.inventory, inputs, kind, archives: unpacking.held })
+    }
+
+    /// What lies below everything else.
+    fn base(
+        &self,
+        contents: &Contents,
+        inputs: &mut Vec<Input>,
+        unpacking: &mut Unpacking<'_>,
+    ) -> Result<Inventory, ImageError> {
+        let base = contents.base();
+        if base.is_empty() {
+            return Ok(Inventory::default());
+        }
+        let tree = base.gather(&self.root, inputs, &mut |archive| unpacking.plain(archive));
+        let inventory = tree.and_then(|tree| tree.into_inventory().map_err(BaseError::from));
+        let inventory = inventory.map_err(ClosureError::Base)?;
+        for path in unpacking.paths() {
+            inputs.push(look(&path)?);
+        }
+        Ok(inventory)
     }
 
     fn better_kind(&self, inventory: &Inventory) -> Result<Kind, ImageError> {
@@ -219,7 +247,7 @@ impl ImageRequest {
             order.push_str(".ko\n");
         }
         put_file(&mut inventory, DRIVERS_ORDER, 0o644, Content::Bytes(order.into_bytes().into()))?;
-        Ok(Resolved { inventory, inputs, kind: Kind::Initramfs })
+        Ok(Resolved { inventory, inputs, kind: Kind::Initramfs, archives: Vec::new() })
     }
 
     fn look_at_index(&self, inputs: &mut Vec<Input>) -> Result<(), ImageError> {
@@ -308,7 +336,11 @@ fn add_modprobe(inventory: &mut Inventory) -> Result<(), ImageError> {
         .place(&guest_path("/sbin/modprobe")?)
         .map_err(crate::closure::ClosureError::from)?;
     if inventory.get(&wanted).is_none() {
-        let link = Entry { permissions: 0o777, node: Node::Symlink(INIT.as_bytes().to_vec()) };
+        let link = Entry {
+            owner: Owner::ROOT,
+            permissions: 0o777,
+            node: Node::Symlink(INIT.as_bytes().to_vec()),
+        };
         inventory.put(wanted, link).map_err(crate::closure::ClosureError::from)?;
     }
     Ok(())
@@ -320,7 +352,7 @@ fn put_file(
     permissions: u32,
     content: Content,
 ) -> Result<(), ImageError> {
-    let entry = Entry { permissions, node: Node::File(content) };
+    let entry = Entry { owner: Owner::ROOT, permissions, node: Node::File(content) };
     Ok(inventory.put(guest_path(path)?, entry).map_err(crate::closure::ClosureError::from)?)
 }
 

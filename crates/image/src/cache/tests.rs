@@ -209,6 +209,25 @@ fn whatever_is_deleted_or_damaged_is_built_again() {
 }
 
 #[test]
+fn a_bit_that_flipped_is_found_wherever_it_is() {
+    let bench = Bench::new();
+    bench.write("data", &"some data ".repeat(1000));
+    for form in [Form::Initramfs, Form::Root { free: ByteLen::new(0) }] {
+        let image = bench.store.get_or_build(&bench.data().as_form(form)).unwrap();
+        assert_eq!(bench.store.check(&image.key).unwrap(), None);
+        let bytes = std::fs::read(&image.path).unwrap();
+        for at in [0, 12, bytes.len() / 3, bytes.len() / 2, bytes.len() - 1] {
+            let mut changed = bytes.clone();
+            changed[at] ^= 0x10;
+            std::fs::write(&image.path, changed).unwrap();
+            assert!(bench.store.check(&image.key).unwrap().is_some(), "{form:?}: byte {at}");
+        }
+        std::fs::write(&image.path, bytes).unwrap();
+        assert_eq!(bench.store.check(&image.key).unwrap(), None);
+    }
+}
+
+#[test]
 fn an_image_in_use_is_not_removed() {
     let bench = Bench::new();
     let image = bench.store.get_or_build(&bench.data()).unwrap();

@@ -1,12 +1,13 @@
 //! Looking after the store: listing, inspecting, removing.
 
+use std::collections::HashSet;
 use std::fs::{self, File};
 use std::path::Path;
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
 use super::lock::{self, Lock};
-use super::{Description, ImageError, ImageStore, Kind, failed};
+use super::{Description, ImageError, ImageStore, Kind, archives, failed};
 use crate::ext2::Plan;
 use crate::newc::Reader;
 
@@ -171,6 +172,7 @@ impl ImageStore {
                 }
             }
         }
+        self.sweep_archives()?;
         for (name, path) in self.names("locks")? {
             if !self.holds(&name)
                 && let Some(_lock) = Lock::try_now(&path).map_err(failed("lock", &path))?
@@ -187,6 +189,28 @@ impl ImageStore {
                 .and_then(|meta| meta.modified())
                 .is_ok_and(|written| now.duration_since(written).unwrap_or_default() > AN_HOUR);
             if leads != Some(true) && old {
+                let _ = fs::remove_file(&path);
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes unpacked archives that no image has files of, unless somebody is about to build one.
+    fn sweep_archives(&self) -> Result<(), ImageError> {
+        let about = self.list()?.into_iter().filter_map(|image| image.about);
+        let needed: HashSet<String> = about.flat_map(|about| about.archives).collect();
+        for (name, path) in self.names(archives::FOLDER)? {
+            let key = name.split('.').next().unwrap_or_default();
+            if name.ends_with(archives::ENDING) {
+                if !needed.contains(key) {
+                    lock::remove_unless_leased(&path).map_err(failed("remove", &path))?;
+                }
+                continue;
+            }
+            // One being unpacked, or left over by who was killed meanwhile.
+            let lock_path = self.folder.join("locks").join(key);
+            let lock = Lock::try_now(&lock_path).map_err(failed("lock", &lock_path))?;
+            if lock.is_some() {
                 let _ = fs::remove_file(&path);
             }
         }

@@ -11,7 +11,10 @@ use std::path::{Path, PathBuf};
 
 use kiln_model::wildcard;
 
-use crate::inventory::{Conflict, Content, Entry, GuestPath, GuestPathError, Inventory, Node};
+use crate::base::{BaseError, is_readable};
+use crate::inventory::{
+    Conflict, Content, Entry, GuestPath, GuestPathError, Inventory, Node, Owner, Stamp, is_excluded,
+};
 use crate::manifest::{Contents, PlacedContent, PlacedFile, Wanted};
 use host::{Found, Host, REGULAR, Step};
 use programs::{BINARY_FOLDERS, Brought, Programs};
@@ -42,7 +45,16 @@ const MERGED: [&str; 4] = ["/bin", "/sbin", "/lib", "/lib64"];
 pub enum ClosureError {
     /// The host could not be asked.
     #[error(transparent)]
-    Host(#[from] HostError),
+    Host(HostError),
+    /// Something of the host that may not be read.
+    #[error(
+        "this user may not read {path}: leave it out with `exclude`, or build as a user who may",
+        path = path.display()
+    )]
+    Unreadable {
+        /// What.
+        path: PathBuf,
+    },
     /// A binary is nowhere.
     #[error(
         "no binary {name:?} in {searched}: install it, or mark it optional by writing \"?{name}\""
@@ -121,6 +133,9 @@ pub enum ClosureError {
         /// Which.
         path: PathBuf,
     },
+    /// What lies below cannot be had.
+    #[error(transparent)]
+    Base(#[from] BaseError),
     /// Two things at one place.
     #[error(transparent)]
     Conflict(#[from] Conflict),
@@ -129,36 +144,61 @@ pub enum ClosureError {
     Path(#[from] GuestPathError),
 }
 
+impl From<HostError> for ClosureError {
+    fn from(error: HostError) -> ClosureError {
+        if error.source.kind() == std::io::ErrorKind::PermissionDenied {
+            return ClosureError::Unreadable { path: error.path };
+        }
+        ClosureError::Host(error)
+    }
+}
+
 /// Collects an inventory.
 #[derive(Debug)]
 pub(crate) struct Closure<'a> {
     pub(crate) host: Host,
     pub(crate) inventory: Inventory,
+    /// Whether something lies below that came from elsewhere than this host's own places.
+    has_base: bool,
     programs: Programs,
     exclude: &'a [String],
     done: HashSet<PathBuf>,
 }
 
 impl<'a> Closure<'a> {
-    /// Everything that `contents` asks for, except kernel modules and what lies in [`place`](Self::place).
-    pub(crate) fn of(root: &Path, contents: &'a Contents) -> Result<Closure<'a>, ClosureError> {
-        let mut closure = Closure {
-            host: Host::new(root),
-            inventory: Inventory::default(),
-            programs: Programs::default(),
-            exclude: &contents.manifest.exclude,
-            done: HashSet::new(),
-        };
+    /// Everything that `contents` asks for, over `base`, except kernel modules and what lies in [`place`](Self::place).
+    pub(crate) fn of(
+        root: &Path,
+        contents: &'a Contents,
+        base: Inventory,
+    ) -> Result<Closure<'a>, ClosureError> {
+        let mut closure = Closure::over(root, base, &contents.manifest.exclude);
         closure.skeleton()?;
-        for wanted in &contents.manifest.binaries {
-            let result = closure.binary(&wanted.name);
-            closure.unless_optional(wanted, result)?;
-        }
+        closure.binaries(&contents.manifest.binaries)?;
         for wanted in &contents.manifest.libraries {
             let result = closure.library(&wanted.name);
             closure.unless_optional(wanted, result)?;
         }
         Ok(closure)
+    }
+
+    fn over(root: &Path, base: Inventory, exclude: &'a [String]) -> Closure<'a> {
+        Closure {
+            host: Host::new(root),
+            has_base: !base.is_empty(),
+            inventory: base,
+            programs: Programs::default(),
+            exclude,
+            done: HashSet::new(),
+        }
+    }
+
+    fn binaries(&mut self, all: &[Wanted]) -> Result<(), ClosureError> {
+        for wanted in all {
+            let result = self.binary(&wanted.name);
+            self.unless_optional(wanted, result)?;
+        }
+        Ok(())
     }
 
     /// The rest: what the manifest places by name, over whatever has come before.
@@ -167,11 +207,14 @@ impl<'a> Closure<'a> {
         for link in &manifest.symlinks {
             let path = self.inventory.place(&link.path)?;
             let node = Node::Symlink(link.target.clone().into_bytes());
-            self.inventory.put(path, Entry { permissions: 0o777, node })?;
+            self.inventory.put(path, Entry { owner: Owner::ROOT, permissions: 0o777, node })?;
         }
         for path in &manifest.directories {
             let path = self.inventory.place_directory(path)?;
-            self.inventory.put(path, Entry { permissions: 0o755, node: Node::Directory })?;
+            self.inventory.put(
+                path,
+                Entry { owner: Owner::ROOT, permissions: 0o755, node: Node::Directory },
+            )?;
         }
         for tree in &manifest.trees {
             self.tree(tree)?;
@@ -222,7 +265,8 @@ impl<'a> Closure<'a> {
     ) -> Result<(), ClosureError> {
         if !self.is_excluded(path) {
             let path = self.inventory.place(path)?;
-            self.inventory.put(path, Entry { permissions, node: Node::File(content) })?;
+            self.inventory
+                .put(path, Entry { owner: Owner::ROOT, permissions, node: Node::File(content) })?;
         }
         Ok(())
     }
@@ -233,19 +277,23 @@ impl<'a> Closure<'a> {
         wanted: &Wanted,
         result: Result<(), ClosureError>,
     ) -> Result<(), ClosureError> {
-        use ClosureError::{MissingBinary, MissingFirmware, MissingInterpreter, MissingLibrary};
+        use ClosureError::{
+            MissingBinary, MissingFirmware, MissingInterpreter, MissingLibrary, Unreadable,
+        };
         match result {
             Err(
                 error @ (MissingBinary { .. }
                 | MissingLibrary { .. }
                 | MissingInterpreter { .. }
-                | MissingFirmware { .. }),
+                | MissingFirmware { .. }
+                | Unreadable { .. }),
             ) if wanted.optional => {
                 let what = match error {
                     MissingLibrary { library, .. } if library != wanted.name => {
                         format!("its library {library} is missing")
                     }
                     MissingInterpreter { interpreter, .. } => format!("{interpreter} is missing"),
+                    Unreadable { path } => format!("this user may not read {}", path.display()),
                     _ => "it is not on this host".to_owned(),
                 };
                 self.inventory.notes.push(format!("{} left out: {what}", wanted.name));
@@ -264,14 +312,22 @@ impl<'a> Closure<'a> {
                 _ => continue,
             };
             let node = Node::Symlink(target.into_os_string().into_encoded_bytes());
-            self.inventory.add(GuestPath::new(link)?, Entry { permissions: 0o777, node })?;
+            self.lay(
+                GuestPath::new(link)?,
+                Entry { owner: Owner::ROOT, permissions: 0o777, node },
+            )?;
         }
         for (path, permissions) in DIRECTORIES {
-            let path = self.inventory.place(&GuestPath::new(path)?)?;
-            self.inventory.put(path, Entry { permissions, node: Node::Directory })?;
+            let path = self.inventory.place_directory(&GuestPath::new(path)?)?;
+            self.inventory
+                .put(path, Entry { owner: Owner::ROOT, permissions, node: Node::Directory })?;
         }
         // The kernel opens it for init before init can mount anything.
-        let console = Entry { permissions: 0o600, node: Node::CharDevice { major: 5, minor: 1 } };
+        let console = Entry {
+            owner: Owner::ROOT,
+            permissions: 0o600,
+            node: Node::CharDevice { major: 5, minor: 1 },
+        };
         self.inventory.put(GuestPath::new("/dev/console")?, console)?;
         Ok(())
     }
@@ -337,7 +393,7 @@ impl<'a> Closure<'a> {
             let link = self.inventory.place(&link)?;
             if self.inventory.get(&link).is_none() && !self.is_excluded(&GuestPath::new(&path)?) {
                 let node = Node::Symlink(path.into_os_string().into_encoded_bytes());
-                self.inventory.put(link, Entry { permissions: 0o777, node })?;
+                self.inventory.put(link, Entry { owner: Owner::ROOT, permissions: 0o777, node })?;
             }
         }
         Ok(())
@@ -351,20 +407,69 @@ impl<'a> Closure<'a> {
         for step in &found.trail {
             match step {
                 Step::Directory(path, stamp) => {
-                    let entry = Entry { permissions: stamp.permissions(), node: Node::Directory };
-                    self.inventory.add(GuestPath::new(path)?, entry)?;
+                    let entry = Entry {
+                        owner: Owner::ROOT,
+                        permissions: stamp.permissions(),
+                        node: Node::Directory,
+                    };
+                    self.lay(GuestPath::new(path)?, entry)?;
                 }
                 Step::Link(path, target) => {
                     let node = Node::Symlink(target.as_os_str().as_encoded_bytes().to_vec());
-                    self.inventory
-                        .add(GuestPath::new(path)?, Entry { permissions: 0o777, node })?;
+                    self.lay(
+                        GuestPath::new(path)?,
+                        Entry { owner: Owner::ROOT, permissions: 0o777, node },
+                    )?;
                 }
             }
         }
+        self.check_readable(&found.path, &found.stamp)?;
         let content = Content::Host { path: self.host.real(&found.path), stamp: found.stamp };
-        let entry = Entry { permissions: found.stamp.permissions(), node: Node::File(content) };
-        self.inventory.add(GuestPath::new(&found.path)?, entry)?;
-        Ok(())
+        let entry = Entry {
+            owner: Owner::ROOT,
+            permissions: found.stamp.permissions(),
+            node: Node::File(content),
+        };
+        self.lay(GuestPath::new(&found.path)?, entry)
+    }
+
+    /// Adds something where it lies on the host, or where the base's links lead from there. It takes the place of what
+    /// the base has, but no directory's.
+    fn lay(&mut self, path: GuestPath, entry: Entry) -> Result<(), ClosureError> {
+        if !self.has_base {
+            return Ok(self.inventory.add(path, entry)?);
+        }
+        let path = self.inventory.place(&path)?;
+        match (self.inventory.get(&path).map(|there| &there.node), &entry.node) {
+            // A link stands for a directory here: the one it leads to.
+            (Some(Node::Directory | Node::Symlink(_)), Node::Directory) => return Ok(()),
+            (Some(Node::Directory), Node::Symlink(target)) => {
+                let target = target.escape_ascii();
+                let note = format!(
+                    "{path} stays a directory, as the base has it: here it is a link to {target}"
+                );
+                if !self.inventory.notes.contains(&note) {
+                    self.inventory.notes.push(note);
+                }
+                return Ok(());
+            }
+            // The base may be laid out in another way.
+            (Some(Node::Symlink(_)), Node::Symlink(_))
+                if MERGED.iter().any(|merged| path.as_bytes() == merged.as_bytes()) =>
+            {
+                return Ok(());
+            }
+            _ => {}
+        }
+        Ok(self.inventory.put(path, entry)?)
+    }
+
+    /// Says early what would fail late.
+    fn check_readable(&self, path: &Path, stamp: &Stamp) -> Result<(), ClosureError> {
+        if is_readable(&self.host.real(path), stamp.mode) {
+            return Ok(());
+        }
+        Err(ClosureError::Unreadable { path: path.to_owned() })
     }
 
     /// Whether a file is excluded, under its own name or one of the links that lead to it.
@@ -386,14 +491,7 @@ impl<'a> Closure<'a> {
 
     /// Whether a path, or a directory above it, matches one of the manifest's exclusions.
     pub(crate) fn is_excluded(&self, path: &GuestPath) -> bool {
-        if self.exclude.is_empty() {
-            return false;
-        }
-        let text = String::from_utf8_lossy(path.as_bytes());
-        self.exclude.iter().any(|pattern| {
-            let ends = text.match_indices('/').map(|(at, _)| at).skip(1).chain([text.len()]);
-            ends.into_iter().any(|end| wildcard::matches(pattern, &text[..end]))
-        })
+        is_excluded(self.exclude, path.as_bytes())
     }
 
     fn placed_file(&mut self, file: &PlacedFile) -> Result<(), ClosureError> {
@@ -402,6 +500,7 @@ impl<'a> Closure<'a> {
                 let content = Content::Bytes(text.as_bytes().into());
                 self.put_file(&file.path, file.mode.unwrap_or(0o644), content)
             }
+            PlacedContent::Source(_) if self.is_excluded(&file.path) => Ok(()),
             PlacedContent::Source(source) => {
                 let source = absolute(source)?;
                 let Some(found) = self.host.follow(&source)? else {
@@ -418,11 +517,44 @@ impl<'a> Closure<'a> {
                 if found.stamp.kind() != REGULAR {
                     return Err(ClosureError::NotAFile { path: found.path });
                 }
+                self.check_readable(&found.path, &found.stamp)?;
                 let permissions = file.mode.unwrap_or(found.stamp.permissions());
                 let path = self.host.real(&found.path);
                 self.put_file(&file.path, permissions, Content::Host { path, stamp: found.stamp })
             }
         }
+    }
+}
+
+/// Programs of a system with all that they need, to be added to what a disk is to hold.
+#[derive(Debug)]
+pub struct ProgramFiles {
+    /// Absolute paths of the system.
+    pub paths: Vec<PathBuf>,
+    /// Links that the system has no need of, for it has a cache of libraries.
+    pub links: Inventory,
+    /// Optional programs that were left out.
+    pub notes: Vec<String>,
+}
+
+impl ProgramFiles {
+    /// Finds programs by name or absolute path in the system below a directory.
+    pub fn find(root: &Path, names: &[Wanted]) -> Result<ProgramFiles, ClosureError> {
+        let mut closure = Closure::over(root, Inventory::default(), &[]);
+        closure.binaries(names)?;
+        let Closure { mut host, inventory, .. } = closure;
+        let (mut paths, mut links) = (Vec::new(), Inventory::default());
+        for (path, entry) in inventory.entries() {
+            match &entry.node {
+                // Those on the way come with what lies in them.
+                Node::Directory => {}
+                Node::Symlink(_) if host.at(path.as_path())?.is_none() => {
+                    links.put(path.clone(), entry.clone())?;
+                }
+                _ => paths.push(path.as_path().to_owned()),
+            }
+        }
+        Ok(ProgramFiles { paths, links, notes: inventory.notes })
     }
 }
 

@@ -16,7 +16,7 @@ fn contents(text: &str, folder: &Path) -> Contents {
 
 fn resolve(root: &Path, text: &str) -> Result<Inventory, ClosureError> {
     let contents = contents(text, Path::new("/"));
-    let mut closure = Closure::of(root, &contents)?;
+    let mut closure = Closure::of(root, &contents, Inventory::default())?;
     closure.place(&contents)?;
     Ok(closure.inventory)
 }
@@ -230,4 +230,40 @@ fn the_shell_of_this_machine_can_be_had() {
     let inventory = resolve(Path::new("/"), "binaries = [\"sh\", \"cat\", \"ls\"]").unwrap();
     let shown = shown(&inventory);
     assert!(shown.iter().any(|line| line.contains("libc.so") || line.contains("ld-musl")));
+}
+
+#[test]
+fn programs_lie_over_a_base_where_its_links_lead_and_its_directories_stay() {
+    use crate::inventory::Owner;
+    let host = SyntheticHost::new();
+    host.file("/usr/bin/tool", SyntheticElf::program("/lib64/ld.so").needs(&["libx.so"]).bytes())
+        .file(&format!("{LIBRARIES}/ld.so"), SyntheticElf::library().bytes())
+        .file(&format!("{LIBRARIES}/libx.so"), SyntheticElf::library().bytes())
+        .link("/bin", "usr/bin")
+        .link("/lib64", &LIBRARIES[1..]);
+    let whose = Owner { user: 5, group: 6 };
+    let mut base = Inventory::default();
+    let mut put = |path: &str, node: Node| {
+        let entry = Entry { owner: whose, permissions: 0o700, node };
+        base.put(GuestPath::new(path).unwrap(), entry).unwrap();
+    };
+    let text = |text: &str| Node::File(Content::Bytes(text.as_bytes().into()));
+    put("/bin/busybox", text("base"));
+    put("/sbin", Node::Symlink(b"bin".to_vec()));
+    put("/opt/programs/tool", text("base"));
+    put("/usr/bin", Node::Symlink(b"/opt/programs".to_vec()));
+    put("/tmp", Node::Directory);
+    let contents = contents("binaries = [\"tool\"]", Path::new("/"));
+    let mut closure = Closure::of(host.root(), &contents, base).unwrap();
+    closure.place(&contents).unwrap();
+    let inventory = closure.inventory;
+    let entry = |path: &str| inventory.get(&GuestPath::new(path).unwrap()).unwrap();
+    assert!(matches!(&entry("/opt/programs/tool").node, Node::File(Content::Host { .. })));
+    assert_eq!(entry("/opt/programs/tool").owner, Owner::ROOT);
+    assert_eq!(entry("/bin/busybox").owner, whose);
+    assert_eq!(entry("/bin").node, Node::Directory);
+    assert_eq!(entry("/sbin").node, Node::Symlink(b"bin".to_vec()));
+    assert_eq!((entry("/tmp").permissions, entry("/tmp").owner), (0o700, whose));
+    let note = "/bin stays a directory, as the base has it: here it is a link to usr/bin";
+    assert!(inventory.notes.iter().any(|found| found == note), "{:?}", inventory.notes);
 }

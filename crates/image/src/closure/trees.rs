@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use super::host::{BLOCK_DEVICE, CHAR_DEVICE, DIRECTORY, FIFO, Found, REGULAR, SYMLINK};
 use super::programs::Brought;
 use super::{Closure, ClosureError, absolute};
-use crate::inventory::{Content, Entry, GuestPath, Node, Stamp};
+use crate::inventory::{Content, Entry, GuestPath, Node, Owner, Stamp};
 use crate::manifest::PlacedTree;
 
 /// More entries than any guest should keep in memory.
@@ -36,7 +36,11 @@ impl Closure<'_> {
             if self.is_excluded(&place) {
                 continue;
             }
-            let entry = Entry { permissions: stamp.permissions(), node: Node::Directory };
+            let entry = Entry {
+                owner: Owner::ROOT,
+                permissions: stamp.permissions(),
+                node: Node::Directory,
+            };
             self.inventory.put(place.clone(), entry)?;
             for name in self.host.list(&folder)? {
                 count += 1;
@@ -82,6 +86,7 @@ impl Closure<'_> {
                 (0o777, Node::Symlink(target.into_os_string().into_encoded_bytes()))
             }
             (REGULAR, _) => {
+                self.check_readable(path, &stamp)?;
                 let content = Content::Host { path: self.host.real(path), stamp };
                 (stamp.permissions(), Node::File(content))
             }
@@ -99,7 +104,7 @@ impl Closure<'_> {
                 return Ok(());
             }
         };
-        self.inventory.put(place, Entry { permissions, node })?;
+        self.inventory.put(place, Entry { owner: Owner::ROOT, permissions, node })?;
         Ok(())
     }
 

@@ -113,8 +113,14 @@ fn no_damage_makes_examining_panic_or_hang() {
 #[test]
 fn an_initramfs_is_told_apart_and_its_end_is_missed() {
     let mut writer = newc::Writer::new(tempfile::tempfile().unwrap());
-    let attributes =
-        |mode| newc::Attributes { mode, inode: 1, links: 1, modified: 0, device: (0, 0) };
+    let attributes = |mode| newc::Attributes {
+        mode,
+        inode: 1,
+        links: 1,
+        owner: (0, 0),
+        modified: 0,
+        device: (0, 0),
+    };
     writer.member(b"dir", attributes(0o040_755), b"").unwrap();
     writer.member(b"dir/file", attributes(0o100_644), b"content").unwrap();
     writer.member(b"link", attributes(0o120_777), b"dir/file").unwrap();

@@ -124,7 +124,7 @@ impl Unpacking<'_> {
                 while at < *size {
                     let left = usize::try_from(size - at).unwrap_or(usize::MAX);
                     let part = &mut buffer[..left.min(16 * BLOCK_LEN)];
-                    self.tree.archives.read(*member, at, part)?;
+                    self.tree.archives.read(&self.tree.host, *member, at, part)?;
                     out.write_all_at(part, at).map_err(failed(path))?;
                     at += part.len() as u64;
                 }

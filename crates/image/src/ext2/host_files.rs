@@ -57,9 +57,10 @@ struct HostFile {
 const _: () = assert!(size_of::<HostFile>() <= 56);
 
 impl HostFiles {
-    /// Remembers a folder that files lie in.
+    /// Remembers a folder that files lie in. Who keeps the plan may read it from another one.
     pub(super) fn folder(&mut self, path: &Path) -> u32 {
-        self.folders.push(path.to_owned());
+        let absolute = std::path::absolute(Path::new(".").join(path));
+        self.folders.push(absolute.unwrap_or_else(|_| path.to_owned()));
         count32(self.folders.len() - 1)
     }
 
@@ -100,6 +101,11 @@ impl HostFiles {
         self.files.len()
     }
 
+    /// How many bytes a file had.
+    pub(super) fn size(&self, file: u32) -> u64 {
+        self.files[index(file)].size
+    }
+
     /// All folders, by number.
     pub(super) fn folders(&self) -> &[PathBuf] {
         &self.folders
@@ -110,7 +116,7 @@ impl HostFiles {
         (0..).zip(&self.files).map(|(at, file)| (file.folder, self.name(at), self.stamp(at)))
     }
 
-    fn stamp(&self, file: u32) -> Stamp {
+    pub(super) fn stamp(&self, file: u32) -> Stamp {
         let file = self.files[index(file)];
         Stamp {
             mode: file.mode,

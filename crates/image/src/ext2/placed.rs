@@ -28,7 +28,7 @@ impl Tree {
         use std::os::unix::fs::MetadataExt as _;
         let mut ahead: Vec<(PathBuf, NodeId)> = vec![(source, top)];
         while let Some((path, folder)) = ahead.pop() {
-            self.scan(&path, folder, meta.dev(), &mut xattrs, &mut ahead)?;
+            self.scan(&path, folder, (meta.dev(), None), &mut xattrs, &mut ahead)?;
         }
         Ok(())
     }

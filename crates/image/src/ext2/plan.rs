@@ -15,13 +15,15 @@ use super::inode::{self, Inode};
 use super::mapping::{self, Mapped, Placement, Segment};
 use super::superblock::{self, FIRST_INODE, Identity, Usage};
 use super::tree::{Kind, Node, NodeId, Time, Tree};
-use super::{BLOCK, BLOCK_LEN, extents};
+use super::{BLOCK, BLOCK_LEN, directory, extents};
 use crate::inventory::GuestPath;
 
 /// How many names an inode can have, and how many directories a directory can hold but two.
 const MOST_LINKS: u32 = 65_000;
-/// Longer names and link targets do not fit.
+/// Longer names do not fit.
 const LONGEST_NAME: usize = 255;
+/// Bytes that a directory's names may take. Its length has to fit into 31 bits, and nobody lists a longer one.
+const LARGEST_FOLDER: usize = 1 << 30;
 /// One inode for this much free space, if not told otherwise.
 const FREE_BYTES_PER_INODE: u64 = 16 << 10;
 
@@ -103,6 +105,7 @@ impl Plan {
     /// Plans a disk. Waits a few milliseconds if files have only just been written, so that a later
     /// change can be told by their times.
     pub fn new(mut tree: Tree, options: &Options) -> Result<Plan, Ext2Error> {
+        tree.leave_out_excluded();
         ensure_lost_and_found(&mut tree, options)?;
         tree.close();
         let numbered = Numbered::of(&tree)?;
@@ -306,10 +309,18 @@ impl Numbered {
         while let Some((id, parent)) = ahead.pop() {
             numbered.folders.push((id, parent));
             let first = ahead.len();
+            let mut room = 0;
             for (name, child) in tree.node(id).children().into_iter().flatten() {
+                room += directory::entry_len(name.len());
+                let unstorable = |why| Ext2Error::Unstorable { path: tree.path_of(id), why };
                 if name.len() > LONGEST_NAME {
-                    let path = tree.path_of(id);
-                    return Err(Ext2Error::Unstorable { path, why: "a name in it is too long" });
+                    return Err(unstorable("a name in it is too long"));
+                }
+                if name.contains(&0) {
+                    return Err(unstorable("a name in it has a NUL byte"));
+                }
+                if room > LARGEST_FOLDER {
+                    return Err(unstorable("the names in it take more than 1 GiB"));
                 }
                 if numbered.numbers[child.index()] == 0 {
                     numbered.assign(*child);
@@ -415,9 +426,9 @@ impl Numbered {
             .and_then(|at| attribute_blocks.get(super::encode::index(at)).copied());
         blocks += u64::from(attribute_block.is_some());
         let sectors = u32::try_from(blocks * (BLOCK / 512)).map_err(|_| Ext2Error::Unstorable {
-            // Refused before, by name; names are gone by now.
+            // No file that is as long is let in, and names are gone by now.
             path: GuestPath::root(),
-            why: "it takes 2 TiB or more",
+            why: "a file takes 2 TiB or more",
         })?;
         let inode = Inode {
             mode: kind | node.permissions,

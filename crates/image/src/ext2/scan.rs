@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{Access, SeekFrom};
 use rustix::io::Errno;
 
+use super::archives::Home;
 use super::encode::{low16, low32};
 use super::error::Ext2Error;
 use super::host_files::{is_gone, open_plainly, wait_out};
@@ -18,7 +19,7 @@ use super::tree::{Data, Kind, Node, NodeId, Runs, Time, Tree};
 use super::xattr::{Xattr, Xattrs};
 use super::{BLOCK, mapping};
 use crate::closure::host;
-use crate::inventory::{Content, Entry, GuestPath, Inventory, Node as InventoryNode, Stamp};
+use crate::inventory::{Content, GuestPath, Inventory, Node as InventoryNode, Stamp};
 
 const SOCKET: u32 = 0o140_000;
 /// The kernel gives out no longer lists of names, nor values.
@@ -38,9 +39,10 @@ impl Tree {
         let path = fs::canonicalize(path).map_err(unusable)?;
         let mut xattrs = XattrReader::new();
         let device = self.add_root(&path, &mut xattrs)?;
+        let top = path.clone();
         let mut ahead = vec![(path, NodeId::ROOT)];
         while let Some((path, folder)) = ahead.pop() {
-            self.scan(&path, folder, device, &mut xattrs, &mut ahead)?;
+            self.scan(&path, folder, (device, Some(&top)), &mut xattrs, &mut ahead)?;
         }
         Ok(())
     }
@@ -58,12 +60,13 @@ impl Tree {
         Ok(meta.dev())
     }
 
-    /// Adds the entries of one directory; directories among them are left for later.
+    /// Adds the entries of one directory; directories among them are left for later. `top` is what lies at the disk's
+    /// root, if that is known.
     pub(super) fn scan(
         &mut self,
         path: &Path,
         folder: NodeId,
-        device: u64,
+        (device, top): (u64, Option<&Path>),
         xattrs: &mut XattrReader,
         ahead: &mut Vec<(PathBuf, NodeId)>,
     ) -> Result<(), Ext2Error> {
@@ -74,6 +77,9 @@ impl Tree {
         let mut number = None;
         for entry in entries {
             let (path, name) = (entry.path(), entry.file_name());
+            if top.is_some_and(|top| self.does_without(top, &path)) {
+                continue;
+            }
             let look = || entry.metadata();
             let (id, meta) =
                 self.add_entry(&path, (folder, name.as_bytes()), look, &mut number, xattrs)?;
@@ -138,8 +144,8 @@ impl Tree {
         Ok((id, meta))
     }
 
-    /// Adds the entries of an inventory. They are root's, were modified at `modified`, and have no
-    /// extended attributes but the capabilities of the host's files.
+    /// Adds the entries of an inventory. They were modified at `modified`, and have no extended attributes but the
+    /// capabilities of the host's files.
     pub fn add_inventory(
         &mut self,
         inventory: &Inventory,
@@ -147,9 +153,24 @@ impl Tree {
     ) -> Result<(), Ext2Error> {
         let mut xattrs = XattrReader::new();
         let mut numbers = std::collections::HashMap::new();
+        let mut archives = std::collections::HashMap::new();
+        let mut named = std::collections::HashMap::new();
         for (path, entry) in inventory.entries() {
             let folder = self.folder_of(path, modified)?;
             let name = path.name();
+            let identity = entry.identity();
+            if let Some(id) = identity.and_then(|identity| named.get(&identity).copied()) {
+                self.link(folder, name, id);
+                continue;
+            }
+            let mut host_file = |tree: &mut Tree, source: &Path, stamp: &Stamp| {
+                check_readable(source, stamp.mode)?;
+                let parent = source.parent().unwrap_or(Path::new("/"));
+                let number =
+                    *numbers.entry(parent.to_owned()).or_insert_with(|| tree.host.folder(parent));
+                let source_name = source.file_name().unwrap_or_default().as_bytes();
+                Ok::<u32, Ext2Error>(tree.host.add(number, source_name, *stamp))
+            };
             let kind = match &entry.node {
                 InventoryNode::Directory => Kind::Directory(Box::default()),
                 InventoryNode::Symlink(target) => Kind::Symlink(target.as_slice().into()),
@@ -160,19 +181,20 @@ impl Tree {
                     Kind::File(Data::Bytes(bytes.clone()))
                 }
                 InventoryNode::File(Content::Host { path: source, stamp }) => {
-                    let shared = (stamp.device, stamp.inode, entry.permissions);
-                    if let Some(id) = self.linked.get(&shared).copied() {
-                        self.link(folder, name, id);
-                        continue;
-                    }
-                    check_readable(source, stamp.mode)?;
-                    let parent = source.parent().unwrap_or(Path::new("/"));
-                    let number = *numbers
-                        .entry(parent.to_owned())
-                        .or_insert_with(|| self.host.folder(parent));
-                    let source_name = source.file_name().unwrap_or_default().as_bytes();
-                    let file = self.host.add(number, source_name, *stamp);
+                    let file = host_file(self, source, stamp)?;
                     Kind::File(Data::Host { file, size: stamp.size, runs: None })
+                }
+                InventoryNode::File(Content::Part { file, at, len }) => {
+                    let number = match archives.get(&file.path) {
+                        Some(number) => *number,
+                        None => {
+                            let number = host_file(self, &file.path, &file.stamp)?;
+                            archives.insert(file.path.clone(), number);
+                            number
+                        }
+                    };
+                    let member = self.archives.member(Home::Host(number), *at, *len);
+                    Kind::File(Data::Member { member, size: *len })
                 }
             };
             let found = match &entry.node {
@@ -187,13 +209,15 @@ impl Tree {
             }
             let node = Node {
                 permissions: low16(entry.permissions & 0o7777),
+                uid: entry.owner.user,
+                gid: entry.owner.group,
                 xattrs: found.into_iter().collect::<Vec<Xattr>>().into(),
                 kind,
                 ..Node::directory(0, modified)
             };
             let id = self.put(folder, name, node);
-            if let Entry { node: InventoryNode::File(Content::Host { stamp, .. }), .. } = entry {
-                self.linked.insert((stamp.device, stamp.inode, entry.permissions), id);
+            if let Some(identity) = identity {
+                named.insert(identity, id);
             }
         }
         Ok(())
@@ -224,8 +248,7 @@ impl Tree {
     }
 }
 
-/// What files with the same are one file. Permissions are part of it because an inventory may give
-/// one file of the host to the guest with several.
+/// What files with the same are one file.
 fn identity(meta: &Metadata) -> (u64, u64, u32) {
     (meta.dev(), meta.ino(), meta.mode())
 }
@@ -274,11 +297,14 @@ fn runs(path: &Path, meta: &Metadata) -> Result<Box<[Run]>, Ext2Error> {
             .map_err(|errno| failed("read", path)(errno.into()))?
             .clamp(data + 1, end.max(data + 1));
         let (first, last) = (data / BLOCK, (hole - 1) / BLOCK);
+        if last >= mapping::BLOCK_LIMIT {
+            // Such a file is refused, by its length.
+            break;
+        }
         match runs.last_mut() {
             Some(run) if u64::from(run.start) + u64::from(run.blocks) >= first => {
                 run.blocks = low32(last + 1) - run.start;
             }
-            _ if last >= mapping::BLOCK_LIMIT => break,
             _ => runs.push(Run { start: low32(first), blocks: low32(last + 1 - first) }),
         }
         at = hole;

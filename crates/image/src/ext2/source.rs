@@ -135,7 +135,9 @@ impl BlockSource for Plan {
                     self.host.read(file, at + inside, part).map_err(unreadable(here))?;
                 }
                 Piece::Member { member, at } => {
-                    self.archives.read(member, at + inside, part).map_err(unreadable(here))?;
+                    self.archives
+                        .read(&self.host, member, at + inside, part)
+                        .map_err(unreadable(here))?;
                 }
             }
             done = end;

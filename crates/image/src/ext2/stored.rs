@@ -4,7 +4,7 @@
 //! | field   | size | meaning                                             |
 //! |---------|-----:|-----------------------------------------------------|
 //! | magic   |    8 | `89 4b 52 50 0d 0a 1a 0a`                           |
-//! | version |    4 | 1; readers refuse any other                         |
+//! | version |    4 | 2; readers refuse any other                         |
 //! | zero    |    4 |                                                     |
 //! | digest  |   32 | blake3 of all that follows                          |
 //! | body    |      | shape, then the tables, each behind its length      |
@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::BLOCK;
-use super::archives::Archives;
+use super::archives::{Archives, Home, Member};
 use super::encode::index;
 use super::geometry::{GROUP_BLOCKS, Geometry};
 use super::host_files::HostFiles;
@@ -29,11 +29,13 @@ use crate::closure::host::os_str;
 use crate::inventory::Stamp;
 
 const MAGIC: [u8; 8] = *b"\x89KRP\r\n\x1a\n";
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 /// What comes before the body.
 const HEAD_LEN: usize = 48;
 /// Of a file without a name: folder, length of the name, stamp.
 const FILE_LEN: usize = 4 + 8 + 76;
+/// Of a member: file, start, length.
+const MEMBER_LEN: usize = 4 + 8 + 8;
 /// Larger files are somebody else's: sixteen million files have smaller plans.
 const SIZE_LIMIT: u64 = 8 << 30;
 
@@ -48,8 +50,8 @@ pub enum StoredPlanError {
         /// What came of it.
         source: io::Error,
     },
-    /// Some of its files lie in archives, whose unpacked copies go with this process.
-    #[error("a disk with files from archives can be written, and not kept as a plan")]
+    /// Some of its files lie in unpacked copies of archives that go with this process.
+    #[error("a disk with files from packed archives can be written, and not kept as a plan")]
     Archives,
     /// It is not a whole plan of this version.
     #[error("the plan of a root disk is damaged, or of another version of Kiln: {what}")]
@@ -63,11 +65,9 @@ impl Plan {
     /// Writes the plan to a file. What the disk's files hold is not in it, only where they are and what they looked like.
     ///
     /// # Errors
-    /// [`StoredPlanError::Archives`] where members of archives are on the disk, or when the file cannot be written.
+    /// [`StoredPlanError::Archives`] where members lie in what nobody else can open, or when the file cannot be written.
     pub fn store(&self, mut out: &File) -> Result<(), StoredPlanError> {
-        if self.archives.len() > 0 {
-            return Err(StoredPlanError::Archives);
-        }
+        let members = self.archives.members();
         let mut body = Vec::with_capacity(self.inodes.len() + self.metadata.len() + (1 << 20));
         let (geometry, usage) = (&self.geometry, &self.usage);
         let numbers = [
@@ -92,7 +92,6 @@ impl Plan {
                 Origin::Metadata { block } => (0, 0, block),
                 Origin::Bytes { content, block } => (1, content, block),
                 Origin::Host { file, block } => (2, file, block),
-                // There are none: looked at above.
                 Origin::Member { member, block } => (3, member, block),
             };
             for number in [segment.start, segment.blocks, kind, number, block] {
@@ -109,6 +108,13 @@ impl Plan {
             put32(&mut body, folder);
             put_bytes(&mut body, name);
             put_stamp(&mut body, &stamp);
+        }
+        put_count(&mut body, members.len());
+        for Member { home, start, len } in members {
+            let Home::Host(file) = home else { return Err(StoredPlanError::Archives) };
+            put32(&mut body, *file);
+            body.extend(start.to_le_bytes());
+            body.extend(len.to_le_bytes());
         }
         put_count(&mut body, self.notes().len());
         self.notes().iter().for_each(|note| put_bytes(&mut body, note.as_bytes()));
@@ -140,7 +146,7 @@ impl Plan {
 
     fn parse(bytes: &[u8]) -> Result<Plan, StoredPlanError> {
         let (head, body) = bytes.split_at_checked(HEAD_LEN).ok_or(damaged("it is too short"))?;
-        if head[..8] != MAGIC || head[8..12] != VERSION.to_le_bytes() {
+        if head[..8] != MAGIC || head[8..12] != VERSION.to_le_bytes() || head[12..16] != [0; 4] {
             return Err(damaged("it begins otherwise"));
         }
         if head[16..] != *blake3::hash(body).as_bytes() {
@@ -164,16 +170,29 @@ impl Plan {
             body.list(8, |body| Ok(PathBuf::from(os_str(body.bytes()?))))?;
         let mut host = HostFiles::default();
         for folder in &folders {
+            if !folder.is_absolute() {
+                return Err(damaged("a folder lies nowhere"));
+            }
             host.folder(folder);
         }
         for _ in 0..body.count(FILE_LEN)? {
             let folder = body.number()?;
             let name = body.bytes()?;
             let stamp = body.stamp()?;
-            if index(folder) >= folders.len() {
+            let is_name = !name.contains(&b'/') && !name.contains(&0);
+            if index(folder) >= folders.len() || !is_name || matches!(name, b"" | b"." | b"..") {
                 return Err(damaged("a file lies nowhere"));
             }
             host.add(folder, name, stamp);
+        }
+        let mut archives = Archives::default();
+        for _ in 0..body.count(MEMBER_LEN)? {
+            let (file, start, len) = (body.number()?, body.word()?, body.word()?);
+            let end = start.checked_add(len);
+            if index(file) >= host.len() || end.is_none_or(|end| end > host.size(file)) {
+                return Err(damaged("a member lies nowhere"));
+            }
+            archives.member(Home::Host(file), start, len);
         }
         let notes = body.list(8, |body| Ok(String::from_utf8_lossy(body.bytes()?).into_owned()))?;
         let mut end = 0;
@@ -182,7 +201,7 @@ impl Plan {
                 Origin::Bytes { content, .. } => index(content) < contents.len(),
                 Origin::Host { file, .. } => index(file) < host.len(),
                 Origin::Metadata { .. } => true,
-                Origin::Member { .. } => false,
+                Origin::Member { member, .. } => index(member) < archives.len(),
             };
             let start = u64::from(segment.start);
             if !known || start < end || segment.blocks == 0 {
@@ -204,7 +223,7 @@ impl Plan {
             segments,
             contents,
             host,
-            archives: Archives::default(),
+            archives,
             notes,
         })
     }
@@ -320,6 +339,7 @@ impl<'b> Body<'b> {
             0 => Origin::Metadata { block },
             1 => Origin::Bytes { content: number, block },
             2 => Origin::Host { file: number, block },
+            3 => Origin::Member { member: number, block },
             _ => return Err(damaged("blocks are of an unknown kind")),
         };
         Ok(Segment { start, blocks, origin })
@@ -345,14 +365,26 @@ mod tests {
 
     use super::super::{Options, Tree};
     use super::*;
+    use crate::archive::Stretch;
 
-    /// A plan of a folder with a large file, a small one, a link and a hole.
+    /// A plan of a folder with a large file, a small one, a link and an archive, and what is in that.
     fn plan(folder: &Path) -> Plan {
         fs::write(folder.join("large"), vec![b'l'; 300_000]).unwrap();
         fs::write(folder.join("small"), b"small").unwrap();
         std::os::unix::fs::symlink("small", folder.join("link")).unwrap();
+        let mut archive = tar::Builder::new(Vec::new());
+        for (name, text) in [("member", "in an archive"), ("folder/member", "also there")] {
+            let mut header = tar::Header::new_gnu();
+            header.set_size(text.len() as u64 * 500);
+            header.set_mode(0o644);
+            header.set_uid(1);
+            header.set_gid(1);
+            archive.append_data(&mut header, name, text.repeat(500).as_bytes()).unwrap();
+        }
+        fs::write(folder.join("archive"), archive.into_inner().unwrap()).unwrap();
         let mut tree = Tree::new();
         tree.add_directory(folder).unwrap();
+        tree.add_tar(&Stretch::open(&folder.join("archive")).unwrap(), false).unwrap();
         Plan::new(tree, &Options::default()).unwrap()
     }
 
@@ -379,6 +411,17 @@ mod tests {
         assert_eq!(again.summary(), plan.summary());
         assert!(all_of(&again) == all_of(&plan));
         assert_eq!(stored(&again), stored(&plan));
+    }
+
+    #[test]
+    fn a_plan_can_be_read_from_another_folder() {
+        let mut host = HostFiles::default();
+        for folder in ["", "some/folder", "/folder"] {
+            host.folder(Path::new(folder));
+        }
+        let here = std::env::current_dir().unwrap();
+        let folders = [here.clone(), here.join("some/folder"), PathBuf::from("/folder")];
+        assert_eq!(host.folders(), folders);
     }
 
     #[test]

@@ -25,7 +25,7 @@ impl Tree {
     /// that begin with `.wh.` take away what earlier sources put there, as the OCI image specification says.
     pub fn add_tar(&mut self, archive: &Stretch, layer: bool) -> Result<(), Ext2Error> {
         let archive = archive.unpacked()?;
-        let number = self.archives.add(archive.clone());
+        let (home, begin) = self.archives.add(&archive, &mut self.host);
         let broken = |error: std::io::Error| archive.malformed(error.to_string());
         let mut tar = tar::Archive::new(archive.reader());
         // Of a directory that a layer makes opaque, only what other layers put there goes.
@@ -92,7 +92,8 @@ impl Tree {
                         let path = String::from_utf8_lossy(&path).into_owned();
                         return Err(archive.malformed(format!("{path:?} is cut off")).into());
                     }
-                    Data::Member { member: self.archives.member(number, start, size), size }
+                    let member = self.archives.member(home, begin + start, size);
+                    Data::Member { member, size }
                 });
             }
             own.insert(self.put(folder, name, node));
@@ -210,7 +211,8 @@ fn node(
         }
     }
     let header = entry.header();
-    let seconds = i64::try_from(header.mtime().map_err(broken)?).unwrap_or(0);
+    // GNU tar writes times before 1970 in 64 bits, as negative numbers.
+    let seconds = header.mtime().map_err(broken)?.cast_signed();
     let id = |found: std::io::Result<u64>| -> Result<u32, ArchiveError> {
         u32::try_from(found.map_err(broken)?)
             .map_err(|_| archive.malformed(format!("{path:?} belongs to nobody ext2 can name")))

@@ -7,12 +7,14 @@ use std::process::Command;
 use std::sync::Arc;
 
 use super::{Ext2Error, Options, Plan, Time, Tree};
-use crate::inventory::{Content, Entry, GuestPath, Inventory, Node, Stamp};
+use crate::inventory::{Content, Entry, GuestPath, Inventory, Node, Owner, Stamp};
 
 const MODIFIED: Time = Time { seconds: 1_700_000_000, nanos: 0 };
 
 fn put(inventory: &mut Inventory, path: &str, permissions: u32, node: Node) {
-    inventory.put(GuestPath::new(path).unwrap(), Entry { permissions, node }).unwrap();
+    inventory
+        .put(GuestPath::new(path).unwrap(), Entry { owner: Owner::ROOT, permissions, node })
+        .unwrap();
 }
 
 fn host_file(path: &Path) -> Node {

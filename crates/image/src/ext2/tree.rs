@@ -30,6 +30,8 @@ pub struct Tree {
     pub notes: Vec<String>,
     /// Files of the host that may appear under more than one name.
     pub(super) linked: HashMap<(u64, u64, u32), NodeId>,
+    /// Wildcards over paths of the disk that it is to do without.
+    pub(super) excluded: Vec<String>,
 }
 
 /// Which node of a tree.
@@ -137,6 +139,7 @@ impl Tree {
             archives: Archives::default(),
             notes: Vec::new(),
             linked: HashMap::new(),
+            excluded: Vec::new(),
         }
     }
 

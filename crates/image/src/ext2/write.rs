@@ -63,7 +63,7 @@ impl Plan {
                         let count = room.len() as u64;
                         match piece {
                             Piece::Member { member, at } => {
-                                self.archives.read(member, at + done, room)?;
+                                self.archives.read(&self.host, member, at + done, room)?;
                             }
                             Piece::Host { file, at } => self.host.read(file, at + done, room)?,
                             Piece::Hole | Piece::Bytes(_) => {}

@@ -2,6 +2,7 @@ use std::io::{Read as _, Seek as _};
 use std::os::unix::fs::PermissionsExt as _;
 
 use super::*;
+use crate::inventory::Owner;
 use crate::newc::{Member, Reader};
 
 fn path(text: &str) -> GuestPath {
@@ -11,7 +12,7 @@ fn path(text: &str) -> GuestPath {
 fn host_file(path: &Path) -> Entry {
     let stamp = Stamp::of(&path.symlink_metadata().unwrap());
     let node = Node::File(Content::Host { path: path.to_owned(), stamp });
-    Entry { permissions: stamp.permissions(), node }
+    Entry { owner: Owner::ROOT, permissions: stamp.permissions(), node }
 }
 
 fn bytes(inventory: &Inventory) -> Vec<u8> {
@@ -34,7 +35,9 @@ fn the_same_inventory_gives_the_same_bytes_and_hard_links_stay_one_file() {
     inventory.put(path("/usr/one"), host_file(&one)).unwrap();
     inventory.put(path("/usr/two"), host_file(&two)).unwrap();
     let node = Node::CharDevice { major: 5, minor: 1 };
-    inventory.put(path("/dev/console"), Entry { permissions: 0o600, node }).unwrap();
+    inventory
+        .put(path("/dev/console"), Entry { owner: Owner::ROOT, permissions: 0o600, node })
+        .unwrap();
 
     let first = bytes(&inventory);
     assert_eq!(first, bytes(&inventory));

@@ -1,5 +1,6 @@
 //! The inventory: what an image will hold, decided entry by entry before a byte of it is written.
 
+mod exclude;
 mod path;
 mod stamp;
 
@@ -9,6 +10,7 @@ use std::ops::Bound;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+pub(crate) use exclude::is_excluded;
 pub use path::{GuestPath, GuestPathError};
 pub use stamp::Stamp;
 
@@ -23,10 +25,52 @@ pub struct Inventory {
 /// One entry.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entry {
-    /// Permission bits, with set-user-id and its relatives; owner and group are always root.
+    /// Permission bits, with set-user-id and its relatives.
     pub permissions: u32,
+    /// Whose it is: root's, unless it came with a package, an archive or a container image.
+    pub owner: Owner,
     /// What it is.
     pub node: Node,
+}
+
+/// Whose something is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Owner {
+    /// The user's number.
+    pub user: u32,
+    /// The group's number.
+    pub group: u32,
+}
+
+impl Owner {
+    /// Root and its group.
+    pub const ROOT: Owner = Owner { user: 0, group: 0 };
+}
+
+/// What makes entries with the same one file with several names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Identity {
+    device: u64,
+    inode: u64,
+    /// Where in that file it begins; none if it is all of it.
+    at: Option<u64>,
+    permissions: u32,
+    owner: Owner,
+}
+
+impl Entry {
+    /// What other names of the same file share. Permissions and owner are part of it because a manifest may give one
+    /// file of the host to the guest with several.
+    pub(crate) fn identity(&self) -> Option<Identity> {
+        let Node::File(content) = &self.node else { return None };
+        let (stamp, at) = match content {
+            Content::Host { stamp, .. } => (stamp, None),
+            Content::Part { file, at, .. } => (&file.stamp, Some(*at)),
+            Content::Bytes(_) => return None,
+        };
+        let Entry { permissions, owner, .. } = *self;
+        Some(Identity { device: stamp.device, inode: stamp.inode, at, permissions, owner })
+    }
 }
 
 /// What an entry is.
@@ -66,8 +110,26 @@ pub enum Content {
         /// What `lstat` said.
         stamp: Stamp,
     },
+    /// Bytes in a row of a file of the host: a member of an archive.
+    Part {
+        /// Which file; it has many parts.
+        file: Arc<HostFile>,
+        /// Where in it.
+        at: u64,
+        /// How many bytes.
+        len: u64,
+    },
     /// Bytes.
     Bytes(Arc<[u8]>),
+}
+
+/// A file of the host, as it was when it was looked at.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HostFile {
+    /// Where; no symbolic link.
+    pub path: PathBuf,
+    /// What `lstat` said.
+    pub stamp: Stamp,
 }
 
 impl Content {
@@ -75,6 +137,7 @@ impl Content {
     pub fn len(&self) -> u64 {
         match self {
             Content::Host { stamp, .. } => stamp.size,
+            Content::Part { len, .. } => *len,
             Content::Bytes(bytes) => bytes.len() as u64,
         }
     }
@@ -213,7 +276,10 @@ impl Inventory {
                 None => {}
             }
             next = parent.parent();
-            self.entries.insert(parent, Entry { permissions: 0o755, node: Node::Directory });
+            self.entries.insert(
+                parent,
+                Entry { permissions: 0o755, owner: Owner::ROOT, node: Node::Directory },
+            );
         }
         Ok(())
     }
@@ -222,7 +288,9 @@ impl Inventory {
     pub(crate) fn feed(&self, digest: &mut blake3::Hasher) {
         for (path, entry) in &self.entries {
             feed_bytes(digest, path.as_bytes());
-            digest.update(&entry.permissions.to_le_bytes());
+            for number in [entry.permissions, entry.owner.user, entry.owner.group] {
+                digest.update(&number.to_le_bytes());
+            }
             match &entry.node {
                 Node::Directory => drop(digest.update(b"d")),
                 Node::Fifo => drop(digest.update(b"p")),
@@ -239,6 +307,13 @@ impl Inventory {
                 Node::File(Content::Bytes(bytes)) => {
                     digest.update(b"t");
                     digest.update(blake3::hash(bytes).as_bytes());
+                }
+                Node::File(Content::Part { file, at, len }) => {
+                    digest.update(b"m");
+                    feed_bytes(digest, file.path.as_os_str().as_encoded_bytes());
+                    file.stamp.feed(digest);
+                    digest.update(&at.to_le_bytes());
+                    digest.update(&len.to_le_bytes());
                 }
                 Node::File(Content::Host { path, stamp }) => {
                     digest.update(b"f");
@@ -268,6 +343,7 @@ fn describe(entry: &Entry) -> String {
         Node::Directory => "a directory".to_owned(),
         Node::Symlink(target) => format!("a symlink to {}", target.escape_ascii()),
         Node::File(Content::Host { path, .. }) => format!("the file {}", path.display()),
+        Node::File(Content::Part { file, .. }) => format!("a member of {}", file.path.display()),
         Node::File(Content::Bytes(bytes)) => format!("a file of {} bytes", bytes.len()),
         Node::CharDevice { major, minor } => format!("the character device {major}:{minor}"),
         Node::BlockDevice { major, minor } => format!("the block device {major}:{minor}"),
@@ -310,7 +386,7 @@ mod tests {
     }
 
     fn link(target: &str) -> Entry {
-        Entry { permissions: 0o777, node: Node::Symlink(target.into()) }
+        Entry { permissions: 0o777, owner: Owner::ROOT, node: Node::Symlink(target.into()) }
     }
 
     #[test]

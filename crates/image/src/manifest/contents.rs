@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use super::{Manifest, ManifestError, ManifestSource, shipped_names};
+use crate::base::Base;
 
 /// How deeply includes may be nested.
 const DEPTH: usize = 16;
@@ -23,6 +24,12 @@ impl Contents {
         let mut loader = Loader::default();
         loader.load(top)?;
         Ok(loader.contents)
+    }
+
+    /// What lies below everything that is named singly.
+    pub(crate) fn base(&self) -> Base {
+        let Manifest { bases, packages, host_files, exclude, .. } = self.manifest.clone();
+        Base { sources: bases, packages, host_files, exclude }
     }
 
     /// The names of all modules that are not optional, each once, those of includes first.
@@ -102,6 +109,9 @@ impl Loader {
 
     fn append(&mut self, manifest: Manifest) {
         let all = &mut self.contents.manifest;
+        all.bases.extend(manifest.bases);
+        all.packages.extend(manifest.packages);
+        all.host_files.extend(manifest.host_files);
         all.binaries.extend(manifest.binaries);
         all.libraries.extend(manifest.libraries);
         all.modules.extend(manifest.modules);

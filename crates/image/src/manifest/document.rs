@@ -106,8 +106,10 @@ impl<'a> Table<'a> {
             .map(|item| {
                 let start = item.span().start;
                 let table = item.get_ref().as_table().ok_or_else(|| {
+                    let first = known.first().unwrap_or(&"path");
+                    let kind = kind(item);
                     let what =
-                        format!("`{key}` holds tables such as {{ path = … }}, not {}", kind(item));
+                        format!("`{key}` holds tables such as {{ {first} = … }}, not {kind}");
                     self.document.wrong(start, what)
                 })?;
                 self.document.table(table, start, what, known)

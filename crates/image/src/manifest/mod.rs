@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 pub use contents::Contents;
 pub use shipped::names as shipped_names;
 
+use crate::base::Source;
 use crate::inventory::GuestPath;
 use document::{Document, Table};
 
@@ -90,6 +91,9 @@ impl ManifestSource {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Manifest {
     pub(crate) include: Vec<String>,
+    pub(crate) bases: Vec<Source>,
+    pub(crate) packages: Vec<Wanted>,
+    pub(crate) host_files: Vec<Wanted>,
     pub(crate) binaries: Vec<Wanted>,
     pub(crate) libraries: Vec<Wanted>,
     pub(crate) modules: Vec<Wanted>,
@@ -108,6 +112,16 @@ pub struct Wanted {
     pub name: String,
     /// Written with a leading `?`: whatever cannot be found is left out with a note.
     pub optional: bool,
+}
+
+impl Wanted {
+    /// What a person wrote, perhaps with a leading `?`.
+    pub fn written(text: &str) -> Wanted {
+        match text.strip_prefix('?') {
+            Some(name) => Wanted { name: name.to_owned(), optional: true },
+            None => Wanted { name: text.to_owned(), optional: false },
+        }
+    }
 }
 
 /// A file at a place of its own.
@@ -196,8 +210,11 @@ pub enum ManifestError {
     },
 }
 
-const KEYS: [&str; 10] = [
+const KEYS: [&str; 13] = [
     "include",
+    "bases",
+    "packages",
+    "host_files",
     "binaries",
     "libraries",
     "modules",
@@ -229,6 +246,9 @@ impl Manifest {
         let folder = source.folder.as_deref();
         Ok(Manifest {
             include: table.texts("include")?.into_iter().map(|(_, name)| name.to_owned()).collect(),
+            bases: bases(&table, folder)?,
+            packages: wanted(&table, "packages")?,
+            host_files: wanted(&table, "host_files")?,
             binaries: wanted(&table, "binaries")?,
             libraries: wanted(&table, "libraries")?,
             modules: wanted(&table, "modules")?,
@@ -248,23 +268,44 @@ impl Manifest {
 
 fn wanted(table: &Table<'_>, key: &str) -> Result<Vec<Wanted>, ManifestError> {
     let item = |(at, text): (usize, &str)| {
-        let (name, optional) = match text.strip_prefix('?') {
-            Some(name) => (name, true),
-            None => (text, false),
-        };
+        let wanted = Wanted::written(text);
+        let name = wanted.name.as_str();
         let usable = !name.is_empty() && name.len() <= 4095 && !name.contains('\0');
         if key == "binaries" && name.contains('/') && !name.starts_with('/') {
             let what =
                 format!("binary {name:?} is a relative path: write a bare name or all of it");
             return Err(table.at(at, what));
         }
+        if key == "host_files"
+            && (!name.starts_with('/') || name.split('/').any(|part| part == ".."))
+        {
+            let what = format!("host file {name:?} is not an absolute path without '..'");
+            return Err(table.at(at, what));
+        }
+        if key == "packages" && name.contains([',', '|']) {
+            let what = format!("{name:?} is not one package: write each as an item of its own");
+            return Err(table.at(at, what));
+        }
         if usable {
-            Ok(Wanted { name: name.to_owned(), optional })
+            Ok(wanted)
         } else {
             Err(table.at(at, format!("`{key}` holds an empty or impossible name")))
         }
     };
     table.texts(key)?.into_iter().map(item).collect()
+}
+
+fn bases(table: &Table<'_>, folder: Option<&Path>) -> Result<Vec<Source>, ManifestError> {
+    let read = |table: Table<'_>| {
+        let source = table.required_text("source", "a base")?;
+        Ok(Source {
+            path: source_path(&table, source, folder)?,
+            image: table.text("image")?.map(str::to_owned),
+            optional: table.flag("optional")?,
+        })
+    };
+    let known = ["source", "image", "optional"];
+    table.tables("bases", "an item of `bases`", &known)?.into_iter().map(read).collect()
 }
 
 fn files(table: &Table<'_>, folder: Option<&Path>) -> Result<Vec<PlacedFile>, ManifestError> {

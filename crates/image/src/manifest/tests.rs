@@ -19,6 +19,9 @@ fn everything_a_manifest_can_say_is_understood() {
     let manifest = Manifest::parse(&inline(
         r#"
         include = ["base"]
+        bases = [{ source = "rootfs.tar.zst" }, { source = "/saved.tar", image = "tool:1", optional = true }]
+        packages = ["bash (>= 5)", "?strace"]
+        host_files = ["/etc/ssl/*.pem"]
         binaries = ["mkfs.btrfs", "/usr/bin/fio", "?strace"]
         libraries = ["?libnss_files.so.2"]
         modules = ["btrfs", "?zram"]
@@ -38,6 +41,11 @@ fn everything_a_manifest_can_say_is_understood() {
     ))
     .unwrap();
     assert_eq!(manifest.include, ["base"]);
+    assert_eq!(manifest.bases[0].path, PathBuf::from("/folder/rootfs.tar.zst"));
+    let saved = Source { path: "/saved.tar".into(), image: Some("tool:1".into()), optional: true };
+    assert_eq!(manifest.bases[1], saved);
+    assert_eq!(manifest.packages[0].name, "bash (>= 5)");
+    assert!(manifest.packages[1].optional && !manifest.host_files[0].optional);
     assert_eq!(manifest.binaries[2], Wanted { name: "strace".to_owned(), optional: true });
     assert_eq!(manifest.modules[0], Wanted { name: "btrfs".to_owned(), optional: false });
     assert_eq!(manifest.files[0].content, PlacedContent::Source("/folder/x.conf".into()));
@@ -65,6 +73,13 @@ fn a_mistake_is_named_with_its_line_and_what_was_likely_meant() {
         "trees = [{ path = \"/x\" }]",
         "symlinks = [{ path = \"/x\", target = \"\" }]",
         "exclude = [\"doc\"]",
+        "bases = [\"rootfs.tar\"]",
+        "bases = [{ source = \"x\", imago = \"y\" }]",
+        "bases = [{ image = \"y\" }]",
+        "packages = [\"bash, sed\"]",
+        "packages = \"bash\"",
+        "host_files = [\"etc/passwd\"]",
+        "host_files = [\"/usr/../etc\"]",
         "directories = [\"/\"]",
         "binaries = [",
     ]

@@ -5,7 +5,7 @@ use super::*;
 use proptest::prelude::*;
 
 const FILE: Attributes =
-    Attributes { mode: 0o100_644, inode: 1, links: 1, modified: 7, device: (0, 0) };
+    Attributes { mode: 0o100_644, inode: 1, links: 1, owner: (0, 0), modified: 7, device: (0, 0) };
 
 fn archive(write: impl FnOnce(&mut Writer)) -> std::fs::File {
     let mut writer = Writer::new(tempfile::tempfile().unwrap());
@@ -130,6 +130,7 @@ proptest! {
                     mode: *mode,
                     inode: *number,
                     links: mode ^ number,
+                    owner: (number ^ 5, *mode),
                     modified: number.rotate_left(7),
                     device: (number >> 16, number & 0xffff),
                 };
@@ -143,7 +144,7 @@ proptest! {
             prop_assert_eq!(data, written);
             prop_assert_eq!((member.mode, member.inode, member.links), (*mode, *number, mode ^ number));
             prop_assert_eq!(member.device, (number >> 16, number & 0xffff));
-            prop_assert_eq!(member.owner, (0, 0));
+            prop_assert_eq!(member.owner, (number ^ 5, *mode));
         }
     }
 

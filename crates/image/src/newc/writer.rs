@@ -21,6 +21,8 @@ pub struct Attributes {
     pub inode: u32,
     /// How many names it has.
     pub links: u32,
+    /// User and group.
+    pub owner: (u32, u32),
     /// Seconds since 1970.
     pub modified: u32,
     /// Major and minor, for device nodes.
@@ -75,7 +77,7 @@ impl Writer {
         self.pad()
     }
 
-    /// Writes a member whose data is the first `len` bytes of a file.
+    /// Writes a member whose data is the next `len` bytes of a file.
     pub fn member_from(
         &mut self,
         name: &[u8],
@@ -94,7 +96,8 @@ impl Writer {
 
     /// Ends the archive. Returns the file and how many bytes it has.
     pub fn finish(mut self) -> Result<(File, u64), WriteError> {
-        let attributes = Attributes { mode: 0, inode: 0, links: 1, modified: 0, device: (0, 0) };
+        let attributes =
+            Attributes { mode: 0, inode: 0, links: 1, owner: (0, 0), modified: 0, device: (0, 0) };
         self.member(TRAILER, attributes, &[])?;
         self.flush()?;
         Ok((self.out, self.at))
@@ -108,9 +111,11 @@ impl Writer {
         }
         let padded = self.padded_name(name_len, len);
         let name_size = u32::try_from(padded).map_err(|_| WriteError::NameTooLong)?;
-        let Attributes { mode, inode, links, modified, device } = attributes;
-        let fields =
-            [inode, mode, 0, 0, links, modified, size, 0, 0, device.0, device.1, name_size, 0];
+        let Attributes { mode, inode, links, owner, modified, device } = attributes;
+        let fields = [
+            inode, mode, owner.0, owner.1, links, modified, size, 0, 0, device.0, device.1,
+            name_size, 0,
+        ];
         self.bytes(MAGIC)?;
         for field in fields {
             self.bytes(&hexadecimal(field))?;

@@ -1,6 +1,7 @@
 //! Packages that are installed on a host: which there are, what they need, and which files are theirs. [`Packages`]
 //! reads dpkg's own database, in process; [`Rpm`] asks the program `rpm`; a [`System`] is whichever is there.
 
+mod alternatives;
 mod control;
 mod rpm;
 mod system;
@@ -50,6 +51,8 @@ pub struct Closure {
     pub files: Vec<PathBuf>,
     /// Those of the files that hold configuration, which may be another than was installed, and whose they are.
     pub config: BTreeMap<PathBuf, String>,
+    /// Links by which a choice among packages leads to these files, such as `/usr/bin/awk`, and those on the way.
+    pub links: Vec<PathBuf>,
     /// What is needed and not installed, a sentence each.
     pub notes: Vec<String>,
 }
@@ -148,7 +151,10 @@ impl Packages {
 
     /// Files that change whenever packages do.
     pub fn databases(&self) -> Vec<PathBuf> {
-        ["status", "diversions"].map(|name| self.root.join(DATABASE).join(name)).into()
+        let database = self.root.join(DATABASE);
+        let mut all: Vec<PathBuf> = ["status", "diversions"].map(|name| database.join(name)).into();
+        all.extend(alternatives::FOLDERS.map(|folder| self.root.join(folder)));
+        all
     }
 
     /// The packages with these names, what they depend on, and the files of all. Of alternatives the first that is
@@ -202,10 +208,12 @@ impl Packages {
             |number: &usize| (self.all[*number].name.clone(), self.all[*number].version.clone());
         let mut packages: Vec<(String, String)> = taken.iter().map(of).collect();
         packages.sort();
+        let links = alternatives::links(&self.root, &files);
         Ok(Closure {
             packages,
             files: files.into_iter().collect(),
             config,
+            links,
             notes: notes.into_iter().collect(),
         })
     }

@@ -188,7 +188,8 @@ impl Rpm {
         let mut owners = HashMap::new();
         for file in files {
             let format = "%{NAME}-%{VERSION}-%{RELEASE}.%{ARCH}\\n";
-            let said = self.ask(&["-qf", "--queryformat", format, file], true)?;
+            // The database knows; what lies at that path here does not matter.
+            let said = self.ask(&["-q", "--whatprovides", "--queryformat", format, file], true)?;
             let owner = said.lines().find_map(|line| by_full.get(line).copied());
             owners.extend(owner.map(|owner| (*file, owner)));
         }
@@ -223,7 +224,10 @@ impl Rpm {
         let failed = |said: String| PackageError::Program { program: "rpm".to_owned(), said };
         let mut command = Command::new("rpm");
         if self.root != Path::new("/") {
-            command.arg("--root").arg(&self.root);
+            // Of another system: its folder need not be where this one's rpm would look.
+            let database = std::path::absolute(&self.database);
+            let database = database.map_err(|error| failed(error.to_string()))?;
+            command.arg("--dbpath").arg(database);
         }
         let output = command
             .args(arguments)
@@ -239,3 +243,6 @@ impl Rpm {
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
 }
+
+#[cfg(test)]
+mod tests;

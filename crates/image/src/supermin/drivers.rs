@@ -10,7 +10,7 @@ use kiln_model::module_index::{IndexText, ModuleIndex, module_name};
 use super::{Bootable, SuperminError};
 use crate::cache::GuestExecutable;
 use crate::initramfs;
-use crate::inventory::{Content, Entry, GuestPath, Inventory, Node, Stamp};
+use crate::inventory::{Content, Entry, GuestPath, Inventory, Node, Owner, Stamp};
 use crate::kernel::Kernel;
 use crate::modules::{ModuleSet, Modules, Wanted};
 
@@ -32,6 +32,24 @@ const DEVICES: [&str; 14] = [
     "virtio_rng",
     "virtio_net",
 ];
+/// What udev loads in such machines at once, for the processor and the chipset. Where it runs, they are better loaded from
+/// here: in the root disk they are packed, and a translated machine takes longest to unpack them.
+const LOADED_BY_UDEV: [&str; 14] = [
+    "button",
+    "qemu_fw_cfg",
+    "ata_generic",
+    "i2c_piix4",
+    "kvm_amd",
+    "kvm_intel",
+    "aesni_intel",
+    "ghash_clmulni_intel",
+    "crct10dif_pclmul",
+    "crc32_pclmul",
+    "crc32c_intel",
+    "sha1_ssse3",
+    "sha256_ssse3",
+    "sha512_ssse3",
+];
 /// File systems that read ext2, the best first.
 const FILE_SYSTEMS: [&str; 2] = ["ext2", "ext4"];
 
@@ -50,33 +68,57 @@ pub(super) struct Drivers {
 }
 
 impl Drivers {
-    pub(super) fn choose(kernel: &Kernel, bootable: &Bootable) -> Result<Drivers, SuperminError> {
+    /// Chooses for a root disk with udev on it or without.
+    pub(super) fn choose(
+        kernel: &Kernel,
+        bootable: &Bootable,
+        has_udev: bool,
+    ) -> Result<Drivers, SuperminError> {
         let modules = Modules::open(kernel, &bootable.kernels)?.with_firmware_from(Vec::new());
-        let wanted: Vec<Wanted> =
-            DEVICES.iter().chain(&FILE_SYSTEMS).map(|name| Wanted::optional(*name)).collect();
+        let others = if has_udev { &LOADED_BY_UDEV[..] } else { &[] };
+        let wanted: Vec<Wanted> = DEVICES
+            .iter()
+            .chain(others)
+            .chain(&FILE_SYSTEMS)
+            .map(|name| Wanted::optional(*name))
+            .collect();
         // A kernel with ext2's own driver needs no other.
         let own = modules.closure(&[Wanted::optional(FILE_SYSTEMS[0])])?;
         let wanted = if own.absent.is_empty() { &wanted[..wanted.len() - 1] } else { &wanted[..] };
         let set = modules.closure(wanted)?;
         let mut inventory = Inventory::default();
-        let directory = || Entry { permissions: 0o755, node: Node::Directory };
+        let directory = || Entry { owner: Owner::ROOT, permissions: 0o755, node: Node::Directory };
         for folder in ["/dev", "/proc", "/sys", "/root", FOLDER] {
             inventory.add(GuestPath::new(folder)?, directory())?;
         }
         // The kernel opens it for process 1 before that can mount anything.
-        let console = Entry { permissions: 0o600, node: Node::CharDevice { major: 5, minor: 1 } };
+        let console = Entry {
+            owner: Owner::ROOT,
+            permissions: 0o600,
+            node: Node::CharDevice { major: 5, minor: 1 },
+        };
         inventory.add(GuestPath::new("/dev/console")?, console)?;
         let init = Node::File(match &bootable.guest {
             GuestExecutable::Bytes(bytes) => Content::Bytes(bytes.clone()),
             GuestExecutable::File(path) => host_file(path)?,
         });
-        inventory.add(GuestPath::new("/init")?, Entry { permissions: 0o755, node: init })?;
+        inventory.add(
+            GuestPath::new("/init")?,
+            Entry { owner: Owner::ROOT, permissions: 0o755, node: init },
+        )?;
         for module in &set.modules {
-            let entry = Entry { permissions: 0o644, node: Node::File(host_file(&module.plain)?) };
+            let entry = Entry {
+                owner: Owner::ROOT,
+                permissions: 0o644,
+                node: Node::File(host_file(&module.plain)?),
+            };
             inventory.add(GuestPath::new(place(&module.name))?, entry)?;
         }
         let list = Node::File(Content::Bytes(list(&set)?.into_bytes().into()));
-        inventory.add(GuestPath::new(LIST)?, Entry { permissions: 0o644, node: list })?;
+        inventory.add(
+            GuestPath::new(LIST)?,
+            Entry { owner: Owner::ROOT, permissions: 0o644, node: list },
+        )?;
         Ok(Drivers { inventory, modules: set.modules.len() })
     }
 

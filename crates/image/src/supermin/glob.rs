@@ -11,17 +11,17 @@ use kiln_model::wildcard;
 
 /// What patterns led to.
 #[derive(Debug, Default)]
-pub(super) struct Found {
+pub(crate) struct Found {
     /// Absolute paths below the system's root, in the order of the patterns.
-    pub(super) paths: Vec<PathBuf>,
+    pub(crate) paths: Vec<PathBuf>,
     /// Directories of the system that were listed: another name in them might match, too.
-    pub(super) listed: BTreeSet<PathBuf>,
+    pub(crate) listed: BTreeSet<PathBuf>,
     /// Patterns that nothing matched.
-    pub(super) without: Vec<String>,
+    pub(crate) without: Vec<String>,
 }
 
 /// Finds what patterns name, below a directory taken for `/`. A backslash is a byte like any other.
-pub(super) fn glob<'p>(root: &Path, patterns: impl IntoIterator<Item = &'p String>) -> Found {
+pub(crate) fn glob<'p>(root: &Path, patterns: impl IntoIterator<Item = &'p String>) -> Found {
     let mut found = Found::default();
     for pattern in patterns {
         let mut paths = vec![PathBuf::from("/")];

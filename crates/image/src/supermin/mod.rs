@@ -7,7 +7,9 @@
 mod build;
 mod direct;
 mod drivers;
-mod glob;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
+pub(crate) mod glob;
 mod input;
 mod output;
 mod prepare;

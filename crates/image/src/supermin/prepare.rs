@@ -11,7 +11,8 @@ use flate2::write::GzEncoder;
 
 use super::SuperminError;
 use super::output::Output;
-use super::root::{is_readable, real};
+use super::root::real;
+use crate::base::is_readable;
 use crate::cache::modified_from_environment;
 use crate::kernel::{DebError, Limits, read_deb};
 use crate::packages::{Closure, Manager, PackageError, System};

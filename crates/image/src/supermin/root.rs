@@ -2,16 +2,16 @@
 //! and the modules of its kernel.
 
 use std::collections::HashSet;
+use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::Access;
-
 use super::input::Appliance;
 use super::record::Seen;
 use super::{SuperminError, glob};
-use crate::closure::host::{Input, REGULAR, TYPE};
+use crate::base::is_readable;
+use crate::closure::host::Input;
 use crate::ext2::{Time, Tree};
 use crate::inventory::{GuestPath, Stamp};
 use crate::kernel::{Kernel, KernelCache, ModuleDir};
@@ -101,6 +101,12 @@ impl Contents {
             contents.package_list = Some(lines.collect());
         }
         Ok(contents)
+    }
+
+    /// Whether udev is there, which loads what devices want.
+    pub(super) fn has_udev(&self) -> bool {
+        let is_udev = |name: &OsStr| name == "systemd-udevd" || name == "udevd";
+        self.paths.iter().any(|path| path.file_name().is_some_and(is_udev))
     }
 
     /// All of it as a tree.
@@ -200,11 +206,4 @@ pub(super) fn look_at_kernel(kernel: &Kernel, seen: &mut Seen) -> Result<(), Sup
 
 pub(super) fn real(system: &Path, path: &Path) -> PathBuf {
     system.join(path.strip_prefix("/").unwrap_or(path))
-}
-
-/// Whether this process may read something, as far as it has content.
-pub(super) fn is_readable(path: &Path, mode: u32) -> bool {
-    mode & TYPE != REGULAR
-        || mode & 0o444 == 0o444
-        || rustix::fs::access(path, Access::READ_OK).is_ok()
 }
