@@ -235,12 +235,18 @@ mod tests {
         told(&mut stream)
     }
 
+    /// A server whose clients are never too slow, however loaded the machine is.
+    fn served(address: &Address, text: Option<&'static str>) -> MetricsServer {
+        let metrics = move || text.map(str::to_owned);
+        MetricsServer::with_visits_of(Duration::from_secs(600), address, metrics).unwrap()
+    }
+
     const GET: &str = "GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n";
 
     #[test]
     fn whoever_asks_on_this_machine_gets_the_metrics_and_the_path_goes_with_the_server() {
         let (_folder, address, path) = place();
-        let server = MetricsServer::start(&address, || Some("a 1\n".to_owned())).unwrap();
+        let server = served(&address, Some("a 1\n"));
         let told_unix = asked(&path, GET);
         assert!(told_unix.starts_with("HTTP/1.1 200 OK\r\n"), "{told_unix}");
         assert!(told_unix.contains("\r\nContent-Type: text/plain; version=0.0.4"), "{told_unix}");
@@ -249,7 +255,7 @@ mod tests {
         assert!(!path.exists());
 
         let any = Address::Tcp(([127, 0, 0, 1], 0).into());
-        let server = MetricsServer::start(&any, || Some("b 2\n".to_owned())).unwrap();
+        let server = served(&any, Some("b 2\n"));
         let Address::Tcp(found) = server.address() else { panic!("not a port") };
         let mut stream = TcpStream::connect(found).unwrap();
         stream
@@ -269,28 +275,50 @@ mod tests {
     }
 
     #[test]
-    fn one_that_dawdles_keeps_nobody_waiting_and_is_hung_up_on() {
+    fn one_that_dawdles_keeps_nobody_waiting() {
         let (_folder, address, path) = place();
-        let visit = Duration::from_millis(200);
-        let _server =
-            MetricsServer::with_visits_of(visit, &address, || Some("a 1\n".to_owned())).unwrap();
+        let _server = served(&address, Some("a 1\n"));
         let mut slow = UnixStream::connect(&path).unwrap();
         slow.write_all(b"GET /metr").unwrap();
         assert!(asked(&path, GET).ends_with("a 1\n"));
-        assert!(told(&mut slow).starts_with("HTTP/1.1 408 "));
-        // And one that reads nothing is given up: the server ends while it is still there.
+        slow.write_all(&GET.as_bytes()[9..]).unwrap();
+        assert!(told(&mut slow).ends_with("a 1\n"), "its time was not over");
+    }
+
+    #[test]
+    fn one_whose_time_is_over_is_hung_up_on() {
+        let visit = Duration::from_millis(1);
         let (_folder, address, path) = place();
-        let much = || Some("x".repeat(8 << 20));
-        let server = MetricsServer::with_visits_of(visit, &address, much).unwrap();
+        let _server =
+            MetricsServer::with_visits_of(visit, &address, || Some("a 1\n".to_owned())).unwrap();
+        let mut silent = UnixStream::connect(&path).unwrap();
+        assert!(told(&mut silent).starts_with("HTTP/1.1 408 "));
+        // And one that reads nothing of what does not fit into its socket: nobody holds the metrics for it any more.
+        let (_folder, address, path) = place();
+        let held = Arc::new(());
+        let theirs = Arc::clone(&held);
+        let much = move || {
+            let _ = &theirs;
+            Some("x".repeat(8 << 20))
+        };
+        let server = MetricsServer::with_visits_of(Duration::from_secs(1), &address, much).unwrap();
         let mut deaf = UnixStream::connect(&path).unwrap();
-        deaf.write_all(GET.as_bytes()).unwrap();
+        // Fails where its time is over already; then too it was answered.
+        let _ = deaf.write_all(GET.as_bytes());
+        let mut first = [0; 4];
+        deaf.read_exact(&mut first).unwrap();
+        assert_eq!(&first, b"HTTP");
         drop(server);
+        while Arc::strong_count(&held) > 1 {
+            std::thread::yield_now();
+        }
+        drop(deaf);
     }
 
     #[test]
     fn a_long_request_is_refused_and_what_is_no_request_is_told_so() {
         let (_folder, address, path) = place();
-        let _server = MetricsServer::start(&address, || Some("a 1\n".to_owned())).unwrap();
+        let _server = served(&address, Some("a 1\n"));
         let long =
             format!("GET /metrics HTTP/1.1\r\nHost: localhost\r\nX: {}", "y".repeat(LONGEST));
         assert!(asked(&path, &long).starts_with("HTTP/1.1 431 "));
@@ -299,7 +327,7 @@ mod tests {
         drop(UnixStream::connect(&path).unwrap());
         assert!(asked(&path, GET).ends_with("a 1\n"), "one that says nothing harms nobody");
         let (_folder, address, path) = place();
-        let _server = MetricsServer::start(&address, || None).unwrap();
+        let _server = served(&address, None);
         assert!(
             asked(&path, GET).starts_with("HTTP/1.1 503 "),
             "the pool cannot be asked just now"
@@ -309,9 +337,7 @@ mod tests {
     #[test]
     fn one_too_many_is_told_so_and_a_place_that_is_left_is_taken_again() {
         let (_folder, address, path) = place();
-        let visit = Duration::from_secs(600);
-        let _server =
-            MetricsServer::with_visits_of(visit, &address, || Some("a 1\n".to_owned())).unwrap();
+        let _server = served(&address, Some("a 1\n"));
         let waiting: Vec<_> = (0..CLIENTS).map(|_| UnixStream::connect(&path).unwrap()).collect();
         let mut turned_away = UnixStream::connect(&path).unwrap();
         assert!(told(&mut turned_away).starts_with("HTTP/1.1 503 "));

@@ -43,7 +43,12 @@ fn a_served_disk_ends_with_its_lease_however_that_ends() {
     let lease = store.serve(&serve).unwrap();
     // As the kernel does it for a killed process.
     drop(lease);
-    until(&store, |_| !place.folder.path().join("nbd").exists());
+    // The disk is free last of all, after the path.
+    until(&store, |store| match store.ask(Request::Tree).unwrap() {
+        Reply::Tree { nodes } => nodes.iter().all(|node| !node.served),
+        other => panic!("{other:?}"),
+    });
+    assert!(!place.folder.path().join("nbd").exists());
     store.serve(&serve).unwrap().end().unwrap();
 }
 
