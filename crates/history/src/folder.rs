@@ -142,10 +142,19 @@ mod tests {
     fn of_runs_that_began_in_one_second_the_one_that_came_first_is_first() {
         let folder = tempfile::tempdir().unwrap();
         let names = ["20261121-142530-ffff", "20261121-142530-0000", "20261121-142529-8000"];
+        let made_at = |name: &str| {
+            let found = fs::metadata(folder.path().join(name)).unwrap();
+            found.created().or_else(|_| found.modified()).unwrap()
+        };
         for name in names {
             fs::create_dir(folder.path().join(name)).unwrap();
-            // Filesystems tell times as the clock ticks.
-            std::thread::sleep(std::time::Duration::from_millis(30));
+            // Filesystems tell times as a coarse clock ticks: until what is made now is later.
+            let mut is_over = false;
+            while !is_over {
+                fs::create_dir(folder.path().join("now")).unwrap();
+                is_over = made_at("now") > made_at(name);
+                fs::remove_dir(folder.path().join("now")).unwrap();
+            }
         }
         let ids = run_ids(folder.path()).unwrap();
         let ids: Vec<_> = ids.iter().map(ToString::to_string).collect();

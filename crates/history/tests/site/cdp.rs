@@ -5,6 +5,7 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process_group, waitid};
 use serde_json::{Value, json};
 
 /// A headless Chromium with one tab. Dropping it ends the whole process group.
@@ -69,6 +70,7 @@ impl Browser {
         for domain in ["Page", "Runtime", "Network", "Log"] {
             browser.call(&format!("{domain}.enable"), json!({}));
         }
+        browser.call("Page.setLifecycleEventsEnabled", json!({"enabled": true}));
         browser
     }
 
@@ -98,10 +100,16 @@ impl Browser {
         let seen = self.events.len();
         let answer = self.call("Page.navigate", json!({ "url": url }));
         assert!(answer.get("errorText").is_none(), "{url}: {answer}");
+        // The page before may tell of its own load only now.
+        let is_there = |event: &Value| {
+            event["method"] == "Page.lifecycleEvent"
+                && event["params"]["name"] == "load"
+                && event["params"]["loaderId"] == answer["loaderId"]
+        };
         let mut at = seen;
         loop {
             while at < self.events.len() {
-                if self.events[at]["method"] == "Page.loadEventFired" {
+                if is_there(&self.events[at]) {
                     return;
                 }
                 at += 1;
@@ -153,17 +161,18 @@ impl Browser {
 
 impl Drop for Browser {
     fn drop(&mut self) {
+        let group = Pid::from_child(&self.child);
         if !std::thread::panicking() {
             // A browser that is asked takes its helpers with it, before their folder goes.
             let close = json!({"id": 0, "method": "Browser.close"}).to_string();
             let asked = self.to.write_all(close.as_bytes()).and_then(|()| self.to.write_all(&[0]));
             if asked.is_ok() {
                 let _ = std::io::copy(&mut self.from, &mut std::io::sink());
-                let _ = self.child.wait();
+                // Not buried yet, so that its number is nobody else's.
+                let _ = waitid(WaitId::Pid(group), WaitIdOptions::EXITED | WaitIdOptions::NOWAIT);
             }
         }
-        let group = rustix::process::Pid::from_child(&self.child);
-        let _ = rustix::process::kill_process_group(group, rustix::process::Signal::KILL);
+        let _ = kill_process_group(group, Signal::KILL);
         let _ = self.child.wait();
     }
 }
