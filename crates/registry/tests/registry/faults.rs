@@ -1,11 +1,13 @@
 //! What goes wrong on the way, and is mended or told.
 
 use std::io::Cursor;
+use std::net::{Ipv4Addr, SocketAddrV4};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use kiln_registry::testing::{Fault, Proxy, Seen, impatient};
 use kiln_registry::{Options, Pushed, RegistryError};
+use rustix::net::{AddressFamily, SocketType};
 
 use crate::{noise, repository, repository_as, with_blob};
 
@@ -87,9 +89,11 @@ fn a_silent_registry_is_not_waited_for() {
 
 #[test]
 fn nobody_at_home_is_told_with_the_address() {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = listener.local_addr().unwrap().to_string();
-    drop(listener);
+    // Bound, so that nobody else gets the port, and nobody listens.
+    let port = rustix::net::socket(AddressFamily::INET, SocketType::STREAM, None).unwrap();
+    rustix::net::bind(&port, &SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let bound = rustix::net::getsockname(&port).unwrap();
+    let address = SocketAddrV4::try_from(bound).unwrap().to_string();
     let error = repository(&address).manifest("1").unwrap_err();
     assert!(error.to_string().contains(&address), "{error}");
 }
