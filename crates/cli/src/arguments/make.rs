@@ -109,7 +109,8 @@ pub(crate) struct ImageDiffArgs {
 /// Check that images are whole
 ///
 /// Reads all of each. An initramfs has all its members and its end; of an ext2 disk, maps and counts say what the files
-/// do, no block is used twice, and every file has the names it says. Nothing is repaired. Ends with 102 if one is damaged.
+/// do, no block is used twice, and every file has the names it says. What the cache keeps still has the bytes it was built
+/// with. Nothing is repaired. Ends with 102 if one is damaged.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   kiln image verify 3f2a9c
@@ -142,24 +143,39 @@ pub(crate) struct ImageBuildArgs {
 /// Make an ext2 file system from directories, archives, container images and packages
 ///
 /// Owners, times, links, holes, devices and extended attributes are kept; with several sources, later ones
-/// lie over earlier ones, and packages over all. A source is a directory, a tar archive (plain, gzip, xz or zstd), an
-/// OCI image layout or an archive that `docker save` wrote. Nothing is mounted, and root is not needed. The same
-/// sources give the same bytes; with SOURCE_DATE_EPOCH in the environment no time is later than that. Space
-/// beyond what the files need is only there if it is asked for.
+/// lie over earlier ones; over all lie packages, over those host files, over those programs. A source is a directory, a
+/// tar archive (plain, gzip, xz or zstd), an OCI image layout or an archive that `docker save` wrote. Nothing is
+/// mounted, and root is not needed: what this user may not read of packages and host files is left out and told, in a
+/// directory it is an error unless it is excluded. The same sources give the same bytes; with SOURCE_DATE_EPOCH in the
+/// environment no time is later than that. Space beyond what the files need is only there if it is asked for.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   kiln image ext2 rootfs --output root.img
   kiln image ext2 base.tar.gz overlay --output root.img --free 512M --label root
   kiln image ext2 saved.tar --image tool:1.2 --output root.img
-  kiln image ext2 --package bash --package xfsprogs --output root.img")]
+  kiln image ext2 --package bash --package xfsprogs --exclude /usr/share/doc --output root.img
+  kiln image ext2 --binary fio --host-files '/etc/ssl/certs/*.pem' --output root.img")]
 pub(crate) struct ImageExt2Args {
     /// Directories, tar archives and container images that the file system will hold the contents of
-    #[arg(value_name = "SOURCE", required_unless_present = "packages")]
+    #[arg(value_name = "SOURCE", required_unless_present_any = ["packages", "host_files", "binaries"])]
     pub(crate) sources: Vec<PathBuf>,
 
-    /// An installed package: its files and those of all packages it depends on, as they are here now
+    /// An installed package, such as `bash` or `bash (>= 5)`: its files and those of all packages it depends on, as they
+    /// are here now; `?bash` if it may be missing
     #[arg(long = "package", value_name = "NAME")]
     pub(crate) packages: Vec<String>,
+
+    /// Files of this host by an absolute path with wildcards, which stop at slashes; `?/…` if there may be none
+    #[arg(long, value_name = "PATTERN")]
+    pub(crate) host_files: Vec<String>,
+
+    /// A program of this host by name or absolute path, with its libraries and interpreter; `?NAME` if it may be missing
+    #[arg(long = "binary", value_name = "NAME")]
+    pub(crate) binaries: Vec<String>,
+
+    /// Leave out what matches this, a wildcard over paths in the file system where `*` also stands for `/`
+    #[arg(long, value_name = "PATTERN")]
+    pub(crate) exclude: Vec<String>,
 
     /// Which image, where a source holds more than one
     #[arg(long, value_name = "NAME[:TAG]", requires = "sources")]

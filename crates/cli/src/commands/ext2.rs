@@ -1,11 +1,13 @@
-//! `kiln image ext2`: a file system from directories, archives, container images and packages.
+//! `kiln image ext2`: a file system from directories, archives, container images, packages, files and programs.
 
 use std::os::unix::fs::PermissionsExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use kiln_image::archive::{ArchiveError, ContainerImage, Looks, Reference, Stretch};
-use kiln_image::ext2::{Ext2Error, Mapping, Options, Plan, Tree};
-use kiln_image::packages::Packages;
+use kiln_image::archive::ArchiveError;
+use kiln_image::base::{Base, BaseError, Source};
+use kiln_image::closure::{ClosureError, ProgramFiles};
+use kiln_image::ext2::{Ext2Error, Mapping, Options, Plan, Time, Tree};
+use kiln_image::manifest::Wanted;
 use serde_json::json;
 
 use crate::arguments::ImageExt2Args;
@@ -29,13 +31,7 @@ pub(crate) fn ext2(session: &Session, args: &ImageExt2Args) -> Result<Exit, Fail
         let message = format!("--label {:?} is longer than 16 bytes", args.label);
         return Err(Failure::new(Exit::Usage, message));
     }
-    let mut tree = Tree::new();
-    for source in &args.sources {
-        add(&mut tree, source, args.image.as_deref())?;
-    }
-    if !args.packages.is_empty() {
-        add_packages(&mut tree, &args.packages)?;
-    }
+    let tree = tree(args)?;
     let mapping = if args.extents { Mapping::Extents } else { Mapping::Tables };
     let label = args.label.clone();
     let options = Options { free: args.free, epoch, label, mapping, ..Options::default() };
@@ -66,55 +62,70 @@ pub(crate) fn ext2(session: &Session, args: &ImageExt2Args) -> Result<Exit, Fail
     Ok(Exit::Success)
 }
 
-/// Adds a source, whatever kind it is.
-fn add(tree: &mut Tree, source: &Path, image: Option<&str>) -> Result<(), Failure> {
-    let unusable_archive = |error: ArchiveError| unusable(error.into());
-    match Looks::of(source).map_err(unusable_archive)? {
-        Looks::ContainerImage => {
-            let reference = Reference { name: image.map(str::to_owned), ..Reference::default() };
-            let image = ContainerImage::open(source, &reference).map_err(unusable_archive)?;
-            for layer in &image.layers {
-                tree.add_tar(layer, true).map_err(unusable)?;
-            }
-            Ok(())
-        }
-        Looks::Directory => tree.add_directory(source).map_err(unusable),
-        Looks::Tar => {
-            let archive = Stretch::open(source).map_err(unusable_archive)?;
-            tree.add_tar(&archive, false).map_err(unusable)
-        }
-        Looks::Other => {
-            let message = format!("{} is no directory and no archive", source.display());
-            Err(Failure::new(Exit::Usage, message))
-        }
-    }
-}
-
-fn add_packages(tree: &mut Tree, names: &[String]) -> Result<(), Failure> {
+/// Everything the file system will hold.
+fn tree(args: &ImageExt2Args) -> Result<Tree, Failure> {
     let root = Path::new("/");
-    let packages = Packages::read(root)
-        .exits(Exit::Setup)
-        .hint("packages are read from dpkg's database: this needs Debian or one of its kin")?;
-    let closure = packages.closure(names.iter().map(String::as_str)).exits(Exit::Usage)?;
-    tree.notes.extend(closure.notes);
-    let files = closure.files.iter().map(std::path::PathBuf::as_path);
-    let missing = tree.add_listed(root, files).map_err(unusable)?;
-    if missing > 0 {
-        let (count, total) = (closure.packages.len(), closure.files.len());
-        tree.notes.push(format!("{missing} of {total} files of {count} packages are not there"));
+    let source =
+        |path: &PathBuf| Source { path: path.clone(), image: args.image.clone(), optional: false };
+    let base = Base {
+        sources: args.sources.iter().map(source).collect(),
+        packages: args.packages.iter().map(|name| Wanted::written(name)).collect(),
+        host_files: patterns(&args.host_files)?,
+        exclude: args.exclude.clone(),
+    };
+    let mut tree = base.tree(root).map_err(|error| refused(error.into()))?;
+    if !args.binaries.is_empty() {
+        let names: Vec<Wanted> = args.binaries.iter().map(|name| Wanted::written(name)).collect();
+        let found = ProgramFiles::find(root, &names).map_err(refused)?;
+        tree.notes.extend(found.notes);
+        let paths = found.paths.iter().map(PathBuf::as_path);
+        tree.add_listed(root, paths).map_err(|error| refused(BaseError::from(error).into()))?;
+        tree.add_inventory(&found.links, Time::default()).map_err(unusable)?;
     }
-    Ok(())
+    Ok(tree)
 }
 
-/// A directory that is not there is the caller's slip; what is wrong inside of one is not.
-fn unusable(error: Ext2Error) -> Failure {
-    let exit = match error {
-        Ext2Error::NotADirectory { .. }
-        | Ext2Error::Host { act: "look at", .. }
-        | Ext2Error::Archive(
-            ArchiveError::Host { act: "open", .. } | ArchiveError::WhichImage { .. },
-        ) => Exit::Usage,
-        _ => Exit::BuildFailed,
+/// Wildcards over paths of the host.
+fn patterns(written: &[String]) -> Result<Vec<Wanted>, Failure> {
+    let pattern = |text: &String| {
+        let wanted = Wanted::written(text);
+        if wanted.name.starts_with('/') && !wanted.name.split('/').any(|part| part == "..") {
+            return Ok(wanted);
+        }
+        let message = format!("--host-files {text:?} is not an absolute path without '..'");
+        Err(Failure::new(Exit::Usage, message))
     };
-    Failure::from(error).with_exit(exit)
+    written.iter().map(pattern).collect()
+}
+
+/// What is not there is the caller's slip; what is wrong inside of it is not.
+fn refused(error: ClosureError) -> Failure {
+    let (exit, hint) = match &error {
+        ClosureError::Base(BaseError::Unreadable { .. }) => {
+            (Exit::BuildFailed, Some("kiln image ext2 … --exclude /etc/shadow"))
+        }
+        ClosureError::Base(BaseError::Packages(_)) => {
+            (Exit::Setup, Some("packages are read from dpkg's database or asked of rpm"))
+        }
+        ClosureError::Base(BaseError::Archive(ArchiveError::WhichImage { .. })) => {
+            (Exit::Usage, Some("--image NAME:TAG"))
+        }
+        ClosureError::Base(
+            BaseError::MissingSource { .. }
+            | BaseError::NoArchive { .. }
+            | BaseError::MissingPackage { .. }
+            | BaseError::NothingThere { .. },
+        )
+        | ClosureError::MissingBinary { .. } => (Exit::Usage, None),
+        _ => (Exit::BuildFailed, None),
+    };
+    let failure = Failure::from(error).with_exit(exit);
+    match hint {
+        Some(hint) => failure.hint(hint),
+        None => failure,
+    }
+}
+
+fn unusable(error: Ext2Error) -> Failure {
+    Failure::from(error).with_exit(Exit::BuildFailed)
 }

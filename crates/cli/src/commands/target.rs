@@ -1,6 +1,7 @@
 //! What `run`, `shell`, `plan` and `image build` begin with: flags, scenario, kernel.
 
 use kiln_image::cache::{ForeseenImage, ImageError};
+use kiln_image::closure::ClosureError;
 use kiln_image::kernel::Kernel;
 use kiln_model::event::KernelIdentity;
 use kiln_model::job::{AccelerationChoice, KeepDisks, Machine};
@@ -133,6 +134,13 @@ fn unequipped(error: EquipError) -> Failure {
         EquipError::Kernel(_) => (Exit::BuildFailed, "kiln kernel ls"),
         EquipError::Image { source, .. } => match **source {
             ImageError::Manifest(_) => (Exit::Usage, "docs/manifest.md describes every key"),
+            ImageError::Closure(ClosureError::Base(_)) => (
+                Exit::BuildFailed,
+                "docs/manifest.md describes `bases`, `packages` and `host_files`",
+            ),
+            ImageError::Closure(ClosureError::Unreadable { .. }) => {
+                (Exit::BuildFailed, "docs/manifest.md: `exclude`, and `optional` or a leading '?'")
+            }
             ImageError::Closure(_) => {
                 (Exit::BuildFailed, "`kiln doctor` names missing tools and their packages")
             }
