@@ -274,11 +274,14 @@ mod tests {
             entry.store(1, &[1; 65536]).unwrap();
             entry
         };
-        drop(fill(&a));
-        let used = fill(&b);
         // The clock of a file system is coarse; its order is not what is tested here.
-        let old = FileTimes::new().set_modified(SystemTime::UNIX_EPOCH);
-        used.map.set_times(old).unwrap();
+        let used_at = |entry: &Entry, second| {
+            let at = SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(second);
+            entry.map.set_times(FileTimes::new().set_modified(at)).unwrap();
+        };
+        used_at(&fill(&a), 2);
+        let used = fill(&b);
+        used_at(&used, 1);
         drop(fill(&c));
         assert!(cache.make_room());
         assert!(used.has(0) && !cache.entry(&a, 2 * CHUNK).unwrap().has(0));

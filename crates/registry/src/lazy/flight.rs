@@ -186,6 +186,11 @@ pub(super) fn bring(
     }
     let mut state = shared.lock();
     if !state.flying.contains_key(&chunk) {
+        // It may have landed since it was looked at. To plan it again would say of the reader that it jumps.
+        let is_kept = || shared.entry.as_ref().is_some_and(|entry| entry.has(chunk));
+        if state.is_recent(chunk) || is_kept() {
+            return Ok(());
+        }
         let mut count = missing;
         if is_urgent {
             // A reader that goes on where the last fetch ended is in sequence.

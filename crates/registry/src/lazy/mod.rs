@@ -263,17 +263,19 @@ impl Shared {
             Some(Ok(false)) => Some("the cache is full of what is in use".to_owned()),
             _ => None,
         };
+        // Told before anybody can read what came.
+        if let Some(why) = why
+            && !std::mem::replace(&mut self.lock().told_full, true)
+        {
+            (self.options.tell)(Notice::CacheFull { why });
+        }
         let mut state = self.lock();
         if !is_kept {
             state.keep_recent(chunk, bytes);
         }
-        let is_news = why.is_some() && !std::mem::replace(&mut state.told_full, why.is_some());
         state.landed(chunk);
         drop(state);
         self.changed.notify_all();
-        if let Some(why) = why.filter(|_| is_news) {
-            (self.options.tell)(Notice::CacheFull { why });
-        }
     }
 
     fn save_trace(&self) {
