@@ -29,6 +29,8 @@ pub struct Config {
     pub upper: Option<UpperConfig>,
     /// Where to report how opening went.
     pub result_file: Option<PathBuf>,
+    /// A trace of what to fetch first, by layer. It may not be there.
+    pub trace: Option<PathBuf>,
 }
 
 /// Where one sealed layer is.
@@ -75,6 +77,7 @@ struct RawConfig {
     lowers: Vec<RawLower>,
     upper: RawUpper,
     result_file: String,
+    acceleration_layer: bool,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -98,7 +101,10 @@ struct RawUpper {
 impl TryFrom<RawConfig> for Config {
     type Error = String;
 
-    fn try_from(raw: RawConfig) -> Result<Config, String> {
+    fn try_from(mut raw: RawConfig) -> Result<Config, String> {
+        // The topmost is no layer then, but a folder with a trace in it.
+        let trace = raw.lowers.pop_if(|_| raw.acceleration_layer).map(|lower| lower.dir);
+        let trace = trace.filter(|dir| !dir.is_empty()).map(|dir| Path::new(&dir).join("trace"));
         if raw.lowers.len() > MOST_LAYERS {
             return Err(format!("{} lowers are more than {MOST_LAYERS}", raw.lowers.len()));
         }
@@ -123,6 +129,7 @@ impl TryFrom<RawConfig> for Config {
             lowers,
             upper,
             result_file: (!raw.result_file.is_empty()).then(|| raw.result_file.into()),
+            trace,
         })
     }
 }
@@ -256,6 +263,15 @@ impl LowerConfig {
             }
             LowerConfig::Blob { digest, size } => Some((digest, *size)),
             _ => None,
+        }
+    }
+
+    /// The file here that the layer is in; relative paths count from `folder`.
+    pub fn file(&self, folder: &Path) -> Option<PathBuf> {
+        match self {
+            LowerConfig::File(file) | LowerConfig::OverTar { file, .. } => Some(folder.join(file)),
+            LowerConfig::Folder { path, .. } => in_folder(&folder.join(path)),
+            LowerConfig::Blob { .. } => None,
         }
     }
 

@@ -37,6 +37,7 @@ pub use lsmt::{Layer, Lookup, Segment};
 pub use raw::{pack, pack_changes};
 pub use sealed::{Flaw, check, check_layer};
 pub use stack::{ChainMismatch, MOST_LAYERS, Stack};
+pub use tar::around_layer;
 pub use trace::{Trace, Traced};
 pub use upper::{NewUpper, Upper};
 pub use uuid::{ParseUuidError, Uuid};

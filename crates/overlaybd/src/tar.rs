@@ -133,6 +133,27 @@ pub(crate) fn header(size: u64) -> [u8; 1536] {
     blocks
 }
 
+/// What comes before and behind the bytes of a layer that is to be in a tar, whose size is known.
+pub fn around_layer(size: u64) -> (Vec<u8>, Vec<u8>) {
+    let padding = size.next_multiple_of(BLOCK as u64) - size;
+    (header(size).to_vec(), vec![0; usize::try_from(padding).unwrap_or(0) + 2 * BLOCK])
+}
+
+/// A tar with one small file in it.
+pub(crate) fn around_file(name: &str, bytes: &[u8]) -> Vec<u8> {
+    let mut tar = vec![0; BLOCK];
+    put(&mut tar, 0, name.as_bytes());
+    put(&mut tar, 100, b"0000444\0");
+    put(&mut tar, 108, b"0000000\0");
+    put(&mut tar, 116, b"0000000\0");
+    put(&mut tar, 124, format!("{:011o}\0", bytes.len()).as_bytes());
+    put(&mut tar, 136, b"00000000000\0");
+    seal(&mut tar, b'0');
+    tar.extend(bytes);
+    tar.resize(tar.len().next_multiple_of(BLOCK) + 2 * BLOCK, 0);
+    tar
+}
+
 /// `LENGTH size=SIZE\n`, whose length counts its own digits.
 fn pax_record(size: u64) -> String {
     let rest = format!(" size={size}\n");

@@ -5,10 +5,10 @@ use kiln_overlaybd::{Codec, Image, Input, Layer, OpenOptions, Stack, check};
 
 use crate::files::{disk, input, kept, large, layer, legacy, options, sha256, stack, whole};
 
-const SINGLE: &str = "4f33584b0d35b562eb625242856510f83ba7790770109c736d5aacc8e5d5ad8f";
-const STACK: &str = "3b160f0d8549f89875ee94ed3996aec98e7948795a26dd4ec57bf7591fdb2f71";
+pub(crate) const SINGLE: &str = "4f33584b0d35b562eb625242856510f83ba7790770109c736d5aacc8e5d5ad8f";
+pub(crate) const STACK: &str = "3b160f0d8549f89875ee94ed3996aec98e7948795a26dd4ec57bf7591fdb2f71";
 pub(crate) const TAR: &str = "a0fb501a16a112d293a71221da93cf68a818ecd9c5f4cc3ab5228292dc2cf6b1";
-const LOG: &str = "560b2ef675062743a80d7accbd79742dd76260a14cc53b9271e770d22ccd6a35";
+pub(crate) const LOG: &str = "560b2ef675062743a80d7accbd79742dd76260a14cc53b9271e770d22ccd6a35";
 
 #[test]
 fn layers_in_tars_of_both_kinds_read_to_their_digest() {

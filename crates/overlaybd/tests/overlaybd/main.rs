@@ -7,6 +7,8 @@ mod damage;
 mod files;
 mod golden;
 mod model;
+mod naive;
+mod rules;
 mod traces;
 mod uppers;
 mod written;

@@ -14,6 +14,7 @@ use kiln_overlaybd::{
 use proptest::prelude::*;
 
 use crate::files::{Log, committed, input, layer, options, stack, whole};
+use crate::naive;
 
 const SIZE: usize = 256 << 10;
 
@@ -109,6 +110,7 @@ proptest! {
         let open = |bytes: &Vec<u8>| layer("sealed", bytes).unwrap();
         let disk = stack(sealed.iter().map(open).collect());
         prop_assert!(whole(&disk) == mirror);
+        prop_assert!(naive::read(&sealed) == mirror, "so the page of the format says");
         holes_are_zeros(&disk, &mirror);
         for (at, len) in reads {
             let len = len.min(SIZE - at);
@@ -119,6 +121,7 @@ proptest! {
         let sealing = Sealing { packing: merged, ..Sealing::default() };
         let merged = disk.0.merge(Cursor::new(Vec::new()), &sealing).unwrap().out.into_inner();
         prop_assert!(whole(&stack(vec![open(&merged)])) == mirror);
+        prop_assert!(naive::read(&[merged]) == mirror);
     }
 }
 

@@ -4,7 +4,8 @@ use std::io::{Cursor, Write};
 
 use kiln_overlaybd::{Codec, NewUpper, Packing, Sealing, Uuid, ZFileWriter};
 
-use crate::files::{committed, disk, kept, layer, replayed, sha256, stack, whole};
+use crate::files::{committed, disk, kept, layer, replay, replayed, sha256, stack, whole};
+use crate::naive;
 
 fn uuid(text: &str) -> Uuid {
     text.parse().unwrap()
@@ -33,6 +34,15 @@ fn single(tag: &[u8], id: &str, parent: &str, packing: Option<Packing>) -> Vec<u
     committed(&log.disk, &sealing)
 }
 
+/// The same layer, compressed by itself.
+fn packed(packing: Packing) -> Vec<u8> {
+    let mut out = ZFileWriter::new(Cursor::new(Vec::new()), packing).unwrap();
+    out.write_all(&tagged()).unwrap();
+    let (out, len) = out.finish().unwrap();
+    assert_eq!(out.get_ref().len() as u64, len);
+    out.into_inner()
+}
+
 fn tagged() -> Vec<u8> {
     let tag = format!("golden user tag {}", "x".repeat(48));
     let (id, parent) =
@@ -57,7 +67,6 @@ fn a_layer_compressed_on_commit_is_the_one_others_write() {
 
 #[test]
 fn a_file_compressed_by_itself_is_the_one_others_write() {
-    let plain = tagged();
     let trailer_only = |codec, block_size, checksums| Packing {
         codec,
         block_size,
@@ -78,14 +87,68 @@ fn a_file_compressed_by_itself_is_the_one_others_write() {
             trailer_only(Codec::Lz4, 4096, false),
             "9d3aeaf18d94bf941c1218947032248bde1216826bfdd7797ea6fe24f7dc1f57",
         ),
+        (
+            Packing { complete_header: true, ..trailer_only(Codec::Lz4, 65536, true) },
+            "fd98de4842ef9c1b1af08abadcf4407d8b5567d337cb98a42ee01f39bda2d034",
+        ),
     ];
     for (packing, wanted) in cases {
-        let mut out = ZFileWriter::new(Cursor::new(Vec::new()), packing).unwrap();
-        out.write_all(&plain).unwrap();
-        let (out, len) = out.finish().unwrap();
-        assert_eq!(out.get_ref().len() as u64, len);
-        assert_eq!(sha256(out.get_ref()), wanted, "{packing:?}");
+        let file = packed(packing);
+        assert_eq!(sha256(&file), wanted, "{packing:?}");
+        reads_to(&format!("{packing:?}"), &[file], crate::golden::SINGLE);
     }
+}
+
+/// That layers others could have written, byte for byte, hold what those say is in them: for the library, and for a reader
+/// that knows nothing but the page of the format.
+fn reads_to(name: &str, layers: &[Vec<u8>], wanted: &str) {
+    let opened = layers.iter().map(|bytes| layer(name, bytes).unwrap()).collect();
+    assert_eq!(sha256(&whole(&stack(opened))), wanted, "{name}");
+    assert_eq!(sha256(&naive::read(layers)), wanted, "{name}, by its page");
+}
+
+#[test]
+fn what_others_wrote_is_read_alike_by_the_library_and_by_the_page_of_the_format() {
+    use crate::golden::{LOG, SINGLE, STACK, TAR};
+    let id = "07070707-1111-4222-8333-000000000007";
+    let single = |codec, size| single(b"", id, NIL, Some(packing(codec, size)));
+    reads_to("l0.lsmt", &[tagged()], SINGLE);
+    reads_to("commit_lz4_4k", &[single(Codec::Lz4, 4096)], SINGLE);
+    reads_to("commit_zstd_64k", &[single(Codec::Zstd, 65536)], SINGLE);
+    reads_to("c_stack", &stack_layers(), STACK);
+    for name in ["d_tar/pax.tar", "d_tar/ustar.tar"] {
+        reads_to(name, &[kept(name)], TAR);
+    }
+    reads_to("log.commit_sealed.zf", &[kept("f_rw/log.commit_sealed.zf")], LOG);
+    let images = ["e_ext4/l0.obd", "e_ext4/l1.obd", "e_ext4/l2.obd"].map(kept);
+    let image = "d89786867f257fba737ef0cce09d9826c8a15b4d5e503a90ce3ad22cc5000e27";
+    reads_to("e_ext4", &images, image);
+    for (name, wanted) in [
+        ("n256", "8999b6fd9c0702e5c87b8c21ff39372062b6c230b5e173278dcea34418151a1b"),
+        ("n257", "8d626ceb80be4113b0222d3dbfbb77fc02a0034560d34ffece68b655ea44d035"),
+    ] {
+        let log = replayed(&format!("k_index_256/{name}.ops"), &new(4 << 20, NIL, NIL));
+        reads_to(name, &[committed(&log.disk, &Sealing::default())], wanted);
+    }
+}
+
+/// What a file system tells of holes decides where a sparse upper's layer has entries, so its layers are compared
+/// elsewhere by what they read as; the upper's own bytes are the same anywhere.
+#[test]
+fn a_sparse_upper_is_the_one_others_write() {
+    let of_sparse = new(
+        1 << 20,
+        "2e2e2e2d-1111-4222-8333-00000000012d",
+        "2f2f2f2e-1111-4222-8333-00000000012e",
+    );
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("sparse");
+    let upper = kiln_overlaybd::Upper::create_sparse(&path, &of_sparse).unwrap();
+    let disk = kiln_overlaybd::Writable::new(upper, None).unwrap();
+    replay("f_rw/sparse.ops", &disk);
+    drop(disk);
+    let wanted = "42a665ddc856f2381d7324d2157fb1736150db6581fb28e6bcadb530528313d4";
+    assert_eq!(sha256(&std::fs::read(&path).unwrap()), wanted);
 }
 
 #[test]

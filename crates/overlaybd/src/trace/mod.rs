@@ -1,23 +1,28 @@
 //! Which parts of an image are read when it is used, so that they can be fetched before somebody waits for them.
 //!
 //! A trace is text: a line `OFFSET LENGTH` in bytes for each read, in the order of their first time; lines that begin
-//! with `#` say something to people. It belongs to an image, but a wrong one only fetches what nobody needs.
+//! with `#` say something to people. It belongs to an image, but a wrong one only fetches what nobody needs. Other
+//! tools keep traces in another form, by layer; [`Trace::of_layers`] and [`Trace::to_layers`] translate.
+
+mod by_layer;
+mod traced;
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use kiln_block::{BlockDevice, BlockSource, ByteLen, ByteOffset, DeviceError, Extent};
+use kiln_block::{BlockDevice, ByteOffset};
 
 use crate::LayerError;
+
+pub use traced::Traced;
 
 /// Reads are noted in blocks of this size.
 const BLOCK: u64 = 4096;
 /// More is not noted: what is read behind so much is not what an image starts with.
 const MOST_RANGES: usize = 1 << 18;
-/// The longest text that is parsed.
-const MOST_TEXT: usize = 16 << 20;
+/// The longest trace that is parsed.
+const LARGEST: usize = 16 << 20;
 /// Prefetched at once.
 const STEP: u64 = 256 << 10;
 
@@ -26,11 +31,14 @@ const STEP: u64 = 256 << 10;
 pub struct Trace(Vec<(u64, u64)>);
 
 impl Trace {
+    /// The most bytes that a trace, of whichever form, may have.
+    pub const LARGEST: usize = LARGEST;
+
     /// Reads the text of a trace; `name` is for errors.
     pub fn parse(text: &str, name: &str) -> Result<Trace, LayerError> {
         let refused = |what: String| LayerError::Config { name: name.to_owned(), what };
-        if text.len() > MOST_TEXT {
-            return Err(refused(format!("a trace of more than {MOST_TEXT} bytes")));
+        if text.len() > LARGEST {
+            return Err(refused(format!("a trace of more than {LARGEST} bytes")));
         }
         let mut ranges = Vec::new();
         for (line, number) in text.lines().zip(1..) {
@@ -62,15 +70,25 @@ impl Trace {
         text
     }
 
+    /// Whether nothing was read.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// How many bytes were read.
+    pub fn bytes(&self) -> u64 {
+        self.0.iter().fold(0, |sum, (_, len)| sum.saturating_add(*len))
+    }
+
     /// Reads everything that the trace names, so that caches have it; `threads` at a time. What fails is left to who
-    /// wants it. Returns how many bytes were read.
-    pub fn prefetch(&self, disk: &dyn BlockDevice, threads: usize) -> u64 {
+    /// wants it. Returns how many bytes were read; soon after `enough` is set, too.
+    pub fn prefetch(&self, disk: &dyn BlockDevice, threads: usize, enough: &AtomicBool) -> u64 {
         let size = disk.size().get();
         let mut pieces = Vec::new();
         for (at, len) in &self.0 {
             let end = at.saturating_add(*len).min(size);
             let mut at = *at;
-            while at < end {
+            while at < end && pieces.len() < MOST_RANGES {
                 let take = STEP.min(end - at);
                 pieces.push((at, take));
                 at += take;
@@ -80,7 +98,9 @@ impl Trace {
         let work = || {
             let mut buffer = Vec::new();
             let mut done = 0;
-            while let Some((at, len)) = pieces.get(next.fetch_add(1, Ordering::Relaxed)) {
+            while let Some((at, len)) = pieces.get(next.fetch_add(1, Ordering::Relaxed))
+                && !enough.load(Ordering::Relaxed)
+            {
                 buffer.resize(usize::try_from(*len).unwrap_or(0), 0);
                 if disk.read_at(ByteOffset::new(*at), &mut buffer).is_ok() {
                     done += len;
@@ -96,13 +116,6 @@ impl Trace {
     }
 }
 
-/// A disk that notes what is read of it.
-#[derive(Debug)]
-pub struct Traced<S> {
-    disk: S,
-    seen: Mutex<Seen>,
-}
-
 /// Ranges that were read, free of overlaps, and the order in which they were.
 #[derive(Debug, Default)]
 struct Seen {
@@ -110,27 +123,11 @@ struct Seen {
     order: Vec<(u64, u64)>,
 }
 
-impl<S: BlockSource> Traced<S> {
-    /// Notes what is read of that from now on.
-    pub fn new(disk: S) -> Traced<S> {
-        Traced { disk, seen: Mutex::default() }
-    }
-
-    /// What was read so far.
-    pub fn trace(&self) -> Trace {
-        Trace(self.seen.lock().unwrap_or_else(PoisonError::into_inner).order.clone())
-    }
-
-    /// The disk.
-    pub fn disk(&self) -> &S {
-        &self.disk
-    }
-}
-
 impl Seen {
     /// Notes those blocks of a range that were not read before.
     fn note(&mut self, at: u64, len: u64) {
-        let (mut from, end) = (at - at % BLOCK, (at + len).next_multiple_of(BLOCK));
+        let end = at.saturating_add(len).checked_next_multiple_of(BLOCK).unwrap_or(u64::MAX);
+        let mut from = at - at % BLOCK;
         while from < end && self.order.len() < MOST_RANGES {
             let before = self.covered.range(..=from).next_back().map(|(_, end)| *end);
             if let Some(covered) = before.filter(|covered| *covered > from) {
@@ -152,23 +149,8 @@ impl Seen {
             from = next;
         }
     }
-}
 
-impl<S: BlockSource> BlockSource for Traced<S> {
-    fn size(&self) -> ByteLen {
-        self.disk.size()
-    }
-
-    fn read(&self, at: u64, buffer: &mut [u8]) -> Result<(), DeviceError> {
-        self.seen.lock().unwrap_or_else(PoisonError::into_inner).note(at, buffer.len() as u64);
-        self.disk.read(at, buffer)
-    }
-
-    fn extents(&self, at: ByteOffset, len: ByteLen) -> Result<Vec<Extent>, DeviceError> {
-        self.disk.extents(at, len)
-    }
-
-    fn distrust(&self, at: ByteOffset, len: ByteLen) -> bool {
-        self.disk.distrust(at, len)
+    fn trace(&self) -> Trace {
+        Trace(self.order.clone())
     }
 }
