@@ -420,6 +420,10 @@ impl Drop for Disks {
             for disk in &self.held.disks {
                 let _ = std::fs::remove_file(&disk.socket);
             }
+        } else {
+            // Awaited, so that who wants a persistent disk next finds it free. An owner that is killed just now leaves all
+            // that to the next one.
+            let _ = self.held.lease().ask(Request::End);
         }
     }
 }
