@@ -41,14 +41,17 @@ pub fn execute(spec: &JobSpec, access: &PoolAccess, sink: &mut dyn EventSink, st
     let pid = std::process::id();
     tell(sink, Happening::JobStarted { job: spec.job.clone(), pid });
     let mut machines = qemu::QemuMachines::new(spec, access);
-    Execution::new(spec, sink, stop).all(&mut machines);
+    let epoch = Instant::now();
+    let clock = || epoch.elapsed();
+    Execution::new(spec, sink, stop, &clock).all(&mut machines);
 }
 
 struct Execution<'a> {
     spec: &'a JobSpec,
     sink: &'a mut dyn EventSink,
     stop: &'a StopToken,
-    epoch: Instant,
+    /// Tells the time since the job began.
+    clock: &'a dyn Fn() -> Duration,
     next_machine: u32,
     failed_boots: u32,
 }
@@ -70,15 +73,13 @@ struct Aftermath {
 }
 
 impl<'a> Execution<'a> {
-    fn new(spec: &'a JobSpec, sink: &'a mut dyn EventSink, stop: &'a StopToken) -> Execution<'a> {
-        Execution {
-            spec,
-            sink,
-            stop,
-            epoch: Instant::now(),
-            next_machine: spec.first_machine,
-            failed_boots: 0,
-        }
+    fn new(
+        spec: &'a JobSpec,
+        sink: &'a mut dyn EventSink,
+        stop: &'a StopToken,
+        clock: &'a dyn Fn() -> Duration,
+    ) -> Execution<'a> {
+        Execution { spec, sink, stop, clock, next_machine: spec.first_machine, failed_boots: 0 }
     }
 
     fn all(mut self, machines: &mut dyn Machines) {
@@ -233,7 +234,7 @@ impl<'a> Execution<'a> {
             spec: self.spec,
             sink: &mut loud,
             stop: self.stop,
-            epoch: self.epoch,
+            clock: self.clock,
             next_machine: self.next_machine,
             failed_boots: 0,
         };
@@ -279,7 +280,7 @@ impl<'a> Execution<'a> {
 
     /// Time since the job began.
     fn now(&self) -> Duration {
-        self.epoch.elapsed()
+        (self.clock)()
     }
 }
 
