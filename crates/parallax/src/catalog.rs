@@ -8,11 +8,11 @@
 //!
 //! | offset | size | field |
 //! |-------:|-----:|-------|
-//! | 0 | 1 | 0 none, 1 disk, 2 snapshot, 3 map being given up |
+//! | 0 | 1 | 0 none, 1 disk, 2 snapshot, 3 map being given up, 4 [part of a base](crate::base_records) |
 //! | 1 | 1 | bit 0: hidden; bit 1: flushes do not sync |
 //! | 2 | 2 | bytes of the name |
 //! | 4 | 15 | root of the map |
-//! | 24 | 11 × 8 | id, owner, parent, epoch, size, referenced, written, quota, created, cursor, 0 |
+//! | 24 | 11 × 8 | id, owner, parent, epoch, size, referenced, written, quota, created, cursor, base |
 //! | 112 | 128 | name |
 //! | 240 | 16 | identity of a snapshot that was received; zeros: it was taken here |
 
@@ -22,7 +22,9 @@ use std::sync::{Arc, Weak};
 use kiln_block::ByteLen;
 
 use crate::PoolError;
-use crate::format::{BLOCK, get, index, put};
+use crate::base::{Base, Shown};
+use crate::base_records::{self, BaseRecords};
+use crate::format::{BLOCK, BLOCK_LEN, get, index, put};
 use crate::head::Head;
 use crate::leaf::LeafMap;
 use crate::node::Entry;
@@ -68,6 +70,8 @@ pub(crate) struct State {
     pub(crate) created: u64,
     /// Leaves below this were dealt with by the reclaim under way.
     pub(crate) cursor: u64,
+    /// What shows where its map says nothing.
+    pub(crate) shown: Shown,
     /// Of a snapshot that was received: what the sender's is called in streams.
     pub(crate) identity: [u8; 16],
 }
@@ -95,6 +99,7 @@ impl State {
             self.quota,
             self.created,
             self.cursor,
+            self.shown.pack(),
         ];
         for (place, number) in numbers.into_iter().enumerate() {
             put(bytes, 24 + place * 8, number);
@@ -157,11 +162,13 @@ impl State {
             quota: number(7),
             created: number(8),
             cursor: number(9),
+            shown: Shown::unpack(number(10)),
             identity,
         };
         let counts = [state.referenced, state.written, state.quota];
         let sound = state.id != 0
             && check_size(ByteLen::new(state.size)).is_ok()
+            && state.shown.blocks <= state.size / BLOCK_LEN
             && counts.iter().all(|blocks| *blocks < 1 << 50);
         if !sound {
             return Err("a record with an impossible number");
@@ -204,6 +211,7 @@ pub(crate) struct Catalog {
     /// Snapshots that are open.
     pub(crate) views: BTreeMap<u64, Weak<Head>>,
     pub(crate) next_id: u64,
+    pub(crate) bases: BaseRecords,
     /// Why reclaiming stopped: a map that is to be given up cannot be read. Its space stays taken.
     pub(crate) reclaim_stopped: Option<PoolError>,
     /// The latest epoch of a stand-in for a snapshot whose record was lost.
@@ -229,6 +237,18 @@ impl Catalog {
         mut losses: Option<&mut Vec<String>>,
     ) -> Result<(), PoolError> {
         for (slot, record) in (page * PER_PAGE..).zip(bytes.chunks_exact(RECORD)) {
+            if record[0] == base_records::KIND {
+                match (self.bases.load(slot, record), &mut losses) {
+                    (Ok(()), _) => continue,
+                    (Err(what), Some(losses)) => losses.push(format!("{what} in page {page}")),
+                    (Err(what), None) => {
+                        let found = format!("{what} in page {page} of the catalog");
+                        return Err(PoolError::Damaged { found });
+                    }
+                }
+                self.free_slots.insert(slot);
+                continue;
+            }
             let found = match State::decode(record) {
                 Ok(Some(state)) if self.states.contains_key(&state.id) => {
                     Err("an id that is used twice")
@@ -254,12 +274,28 @@ impl Catalog {
         Ok(())
     }
 
+    /// Puts bases together once all pages are loaded. With `losses`, what is not whole is named there and left out.
+    pub(crate) fn load_bases(
+        &mut self,
+        mut losses: Option<&mut Vec<String>>,
+    ) -> Result<(), PoolError> {
+        for (slots, found) in self.bases.put_together() {
+            self.free_slots.extend(slots);
+            match &mut losses {
+                Some(losses) => losses.push(found),
+                None => return Err(PoolError::Damaged { found }),
+            }
+        }
+        Ok(())
+    }
+
     /// Forgets where it is stored, so that the next checkpoint stores all of it.
     pub(crate) fn store_anew(&mut self) {
         self.root = Root::default();
         self.leaves.clear();
         self.dirty = (0..self.pages).collect();
-        let used: BTreeSet<u64> = self.states.values().map(|kept| kept.slot).collect();
+        let used: BTreeSet<u64> =
+            self.states.values().map(|kept| kept.slot).chain(self.bases.slots()).collect();
         self.free_slots = (0..self.pages * PER_PAGE).filter(|slot| !used.contains(slot)).collect();
     }
 
@@ -283,7 +319,8 @@ impl Catalog {
                     parent.is == Is::Snapshot
                         && (state.is != Is::Snapshot || parent.epoch < state.epoch)
                 });
-            if !sound || state.id >= self.next_id {
+            let based = state.shown.is_nothing() || self.bases.get(state.shown.base).is_some();
+            if !sound || !based || state.id >= self.next_id {
                 return Err(PoolError::Damaged {
                     found: format!("the catalog's record of {:?}", state.name),
                 });
@@ -295,6 +332,7 @@ impl Catalog {
     fn enter(&mut self, kept: Box<Kept>) {
         let (state, slot) = (&kept.state, index(kept.slot));
         let (id, parent) = (state.id, state.parent);
+        self.bases.count(state.shown, true);
         if state.is != Is::GivenUp && !state.hidden {
             self.names.insert((state.owner, state.name.as_str().into()), id);
         } else {
@@ -312,8 +350,8 @@ impl Catalog {
         self.note_ready(id);
     }
 
-    /// Adds a record.
-    pub(crate) fn add(&mut self, state: State) {
+    /// A free slot, which is taken now.
+    fn take_slot(&mut self) -> u64 {
         let slot = self.free_slots.pop_first().unwrap_or_else(|| {
             let first = self.pages * PER_PAGE;
             self.pages += 1;
@@ -321,7 +359,29 @@ impl Catalog {
             first
         });
         self.dirty.insert(slot / PER_PAGE);
+        slot
+    }
+
+    /// Adds a record.
+    pub(crate) fn add(&mut self, state: State) {
+        let slot = self.take_slot();
         self.enter(Box::new(Kept { state, slot }));
+    }
+
+    /// The number of a base, which is added if there is none that is the same.
+    pub(crate) fn number_of(&mut self, base: Base) -> Result<u32, PoolError> {
+        let mut bases = std::mem::take(&mut self.bases);
+        let number = bases.number_of(base, || self.take_slot());
+        self.bases = bases;
+        number
+    }
+
+    /// Removes the records of bases that nothing shows any more, and says which.
+    pub(crate) fn forget_unused_bases(&mut self) -> Vec<u32> {
+        let (numbers, free) = self.bases.forget_unused();
+        self.dirty.extend(free.iter().map(|slot| slot / PER_PAGE));
+        self.free_slots.extend(free);
+        numbers
     }
 
     /// Changes a record.
@@ -335,6 +395,7 @@ impl Catalog {
     fn take(&mut self, id: u64) -> Option<Box<Kept>> {
         let kept = self.states.remove(&id)?;
         let state = &kept.state;
+        self.bases.count(state.shown, false);
         // A hidden snapshot's name may by now be another's.
         if !self.leaving.remove(&id) {
             self.names.remove(&(state.owner, state.name.as_str().into()));
@@ -381,11 +442,11 @@ impl Catalog {
     /// The bytes of a page.
     pub(crate) fn page(&self, page: u64) -> Vec<u8> {
         let mut bytes = vec![0; BLOCK];
-        let first = index(page * PER_PAGE);
-        let ids = self.by_slot.iter().skip(first);
-        for (id, record) in ids.zip(bytes.chunks_exact_mut(RECORD)) {
-            if let Some(state) = self.get(*id) {
-                state.encode(record);
+        for (slot, record) in (page * PER_PAGE..).zip(bytes.chunks_exact_mut(RECORD)) {
+            let id = self.by_slot.get(index(slot)).copied().unwrap_or(0);
+            match self.get(id) {
+                Some(state) => state.encode(record),
+                None => self.bases.encode(slot, record),
             }
         }
         bytes

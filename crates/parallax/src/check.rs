@@ -144,7 +144,8 @@ impl Walk<'_> {
             Ok(leaf) => leaf,
             Err(error) => return self.report.problem(format!("{of}: {error}")),
         };
-        for (place, entry) in leaf.mapped().filter(|(_, entry)| entry.birth > keep) {
+        let stored = |entry: &Entry| entry.birth > keep && !entry.is_zeros();
+        for (place, entry) in leaf.mapped().filter(|(_, entry)| stored(entry)) {
             self.data(of, number * FANOUT + place as u64, entry);
         }
     }
@@ -246,6 +247,9 @@ impl Pool {
         let core = &self.core;
         core.refuse_if_poisoned()?;
         self.core.checkpoint(|_, _| Ok(()))?;
+        // A base may take its time to open, so that is over before anything is held.
+        let bases = core.catalog().bases.numbers().into_iter();
+        let absent: Vec<_> = bases.filter_map(|number| core.base(number).err()).collect();
         // First all data, while blocks may be given another use: what is wrong then may only be out of date, and what is
         // not found is looked for again.
         let mut good = Vec::new();
@@ -270,6 +274,7 @@ impl Pool {
         if missing > 0 {
             walk.report.problem(format!("{missing} blocks are in use and not taken"));
         }
+        absent.iter().for_each(|error| walk.report.problem(error.to_string()));
         Ok(walk.report)
     }
 }

@@ -318,9 +318,11 @@ impl Core {
         let outcome = change(self, &mut catalog);
         let moves = self.reclaim_some(&mut catalog, share, &mut gone);
         catalog.forget_closed(|lease| self.space.give_back(lease));
+        self.bases.forget(&catalog.forget_unused_bases());
         let next = self.generation.load(Ordering::Acquire) + 1;
         let stored = self.collect(commit, &mut catalog, next, &mut gone_nodes).map(|pages| {
             let superblock = Superblock {
+                features: self.features.load(Ordering::Acquire),
                 uuid: self.uuid,
                 generation: next,
                 opening: self.opening,

@@ -11,6 +11,7 @@ use kiln_block::{BlockDevice, ByteLen};
 
 use crate::PoolError;
 use crate::background::Bell;
+use crate::base::Bases;
 use crate::cache::{Clock, Leaf, LeafKey, NodeKey};
 use crate::catalog::Catalog;
 use crate::format::{BLOCK_LEN, Layout, Sums};
@@ -44,6 +45,9 @@ pub(crate) struct Core {
     /// Tells it from one that began at the same instant.
     pub(crate) nonce: u64,
     pub(crate) sums: Sums,
+    /// What the next superblock says a reader must know.
+    pub(crate) features: AtomicU64,
+    pub(crate) bases: Bases,
     pub(crate) space: Space,
     pub(crate) nodes: Clock<NodeKey, Arc<Node>>,
     pub(crate) leaves: Clock<LeafKey, Arc<Leaf>>,

@@ -15,10 +15,11 @@ use kiln_block::{
 };
 
 use crate::PoolError;
-use crate::core::Core;
+use crate::apply::Apply;
+use crate::base::Shown;
 use crate::format::{BLOCK, BLOCK_LEN, index};
 use crate::head::Head;
-use crate::node::{Entry, FANOUT};
+use crate::node::{FANOUT, ZEROS};
 use crate::opened::Opened;
 use crate::space::{ALIGNED, Run};
 use crate::sync::PoisonError;
@@ -39,27 +40,11 @@ pub struct Disk {
     pub(crate) _user: Arc<()>,
 }
 
-/// What happens to a run of blocks within one leaf.
-#[derive(Clone, Copy)]
-pub(crate) enum Apply<'a> {
-    /// They are now at these blocks in a row.
-    Map {
-        block: u64,
-        crcs: &'a [u32],
-    },
-    /// The same, unless the only block is no longer what it was.
-    Replace {
-        block: u64,
-        crcs: &'a [u32],
-        was: Entry,
-    },
-    Clear {
-        count: u64,
-    },
-}
-
 /// Bytes of a range of a row of buffers.
-fn slices_mut<'a>(buffers: &'a mut [IoSliceMut<'_>], range: Range<usize>) -> Vec<IoSliceMut<'a>> {
+pub(crate) fn slices_mut<'a>(
+    buffers: &'a mut [IoSliceMut<'_>],
+    range: Range<usize>,
+) -> Vec<IoSliceMut<'a>> {
     let mut start = 0;
     let mut found = Vec::new();
     for buffer in buffers {
@@ -86,9 +71,20 @@ fn slices<'a>(buffers: &'a [IoSlice<'_>], range: Range<usize>) -> Vec<IoSlice<'a
     found
 }
 
+/// The part of extents that lies in a range of bytes.
+fn cut(extents: Vec<Extent>, range: Range<u64>) -> Vec<Extent> {
+    let mut found = Extents::default();
+    for extent in extents {
+        let start = extent.at.get().max(range.start);
+        let end = (extent.at.get() + extent.len.get()).min(range.end);
+        found.add(start, end.saturating_sub(start), extent.kind);
+    }
+    found.into_vec()
+}
+
 /// A run of a disk that lies in the pool in a row, or nowhere.
 struct Stored {
-    /// `None`: a hole.
+    /// `None`: the map says nothing; [`ZEROS`]: zeros.
     block: Option<u64>,
     count: usize,
 }
@@ -107,7 +103,7 @@ impl Disk {
     }
 
     /// Whole blocks; `buffers` are whole blocks each.
-    fn read_blocks(
+    pub(crate) fn read_blocks(
         &self,
         mut lba: u64,
         count: usize,
@@ -122,6 +118,7 @@ impl Disk {
             many = [0; 256];
             &mut many
         };
+        let shown = self.shown();
         let mut done = 0;
         while done < count {
             let at = ByteOffset::new(lba * BLOCK_LEN);
@@ -131,9 +128,9 @@ impl Disk {
             // One buffer is what a frontend nearly always has.
             if let [buffer] = &mut *buffers {
                 let mut slices = [IoSliceMut::new(&mut buffer[bytes])];
-                self.read_run(lba, &stored, crcs, &mut slices)?;
+                self.read_run((shown, lba), &stored, crcs, &mut slices)?;
             } else {
-                self.read_run(lba, &stored, crcs, &mut slices_mut(buffers, bytes))?;
+                self.read_run((shown, lba), &stored, crcs, &mut slices_mut(buffers, bytes))?;
             }
             done += stored.count;
             lba += stored.count as u64;
@@ -143,14 +140,18 @@ impl Disk {
 
     fn read_run(
         &self,
-        lba: u64,
+        (shown, lba): (Shown, u64),
         stored: &Stored,
         crcs: &[u32],
         slices: &mut [IoSliceMut<'_>],
     ) -> Result<(), DeviceError> {
-        let Some(block) = stored.block else {
-            slices.iter_mut().for_each(|slice| slice.fill(0));
-            return Ok(());
+        let block = match stored.block {
+            None if !shown.is_nothing() => return self.read_unmapped(shown, lba, slices),
+            None | Some(ZEROS) => {
+                slices.iter_mut().for_each(|slice| slice.fill(0));
+                return Ok(());
+            }
+            Some(block) => block,
         };
         let end = block + stored.count as u64 - 1;
         if self.core.space.holds(block) && self.core.space.holds(end) {
@@ -172,10 +173,15 @@ impl Disk {
         let mut crcs = [0];
         let mut before = None;
         loop {
+            let shown = self.shown();
             let stored = self.look_up(lba, &mut crcs).map_err(|error| error.on_disk(place))?;
-            let Some(block) = stored.block else {
-                chunk.fill(0);
-                return Ok(());
+            let block = match stored.block {
+                None => return self.read_unmapped(shown, lba, &mut [IoSliceMut::new(chunk)]),
+                Some(ZEROS) => {
+                    chunk.fill(0);
+                    return Ok(());
+                }
+                Some(block) => block,
             };
             if before == Some((block, crcs[0])) {
                 let found = format!(
@@ -203,7 +209,7 @@ impl Disk {
     }
 
     /// Fresh blocks for a write, at most `want`.
-    fn fresh_blocks(&self, want: u64) -> Result<Run, PoolError> {
+    pub(crate) fn fresh_blocks(&self, want: u64) -> Result<Run, PoolError> {
         loop {
             let mut lease = self.head.lease.lock().unwrap_or_else(PoisonError::into_inner);
             let skipped = (lease.start.next_multiple_of(ALIGNED) - lease.start).min(lease.len);
@@ -295,7 +301,7 @@ impl Disk {
         Ok(())
     }
 
-    fn write_run(
+    pub(crate) fn write_run(
         &self,
         lba: u64,
         run: Run,
@@ -341,7 +347,10 @@ impl Disk {
 
     /// Makes whole blocks read as zeros.
     pub(crate) fn clear_blocks(&self, blocks: Range<u64>) -> Result<(), PoolError> {
-        let mut lba = blocks.start;
+        let shown = self.shown();
+        let hidden = blocks.start..blocks.end.min(shown.blocks);
+        let mut lba = blocks.start.max(hidden.end);
+        self.hide_blocks(shown, hidden)?;
         while lba < blocks.end {
             let Some(leaf) = self.core.next_leaf(&self.head, lba / FANOUT)? else { break };
             lba = lba.max(leaf * FANOUT);
@@ -372,100 +381,6 @@ impl Disk {
             self.write_part(last * BLOCK_LEN, &[0; BLOCK][..index(end - last * BLOCK_LEN)])?;
         }
         Ok(())
-    }
-}
-
-impl Core {
-    /// What a disk's map says about a block.
-    pub(crate) fn entry(&self, head: &Head, lba: u64) -> Result<Entry, PoolError> {
-        let leaf = self.leaf(head, lba / FANOUT)?;
-        let map = leaf.read();
-        Ok(map.get(index(lba % FANOUT)))
-    }
-
-    pub(crate) fn apply(
-        &self,
-        head: &Arc<Head>,
-        lba: u64,
-        change: Apply<'_>,
-    ) -> Result<(), PoolError> {
-        self.try_apply(head, lba, change).map(|_| ())
-    }
-
-    /// Changes the map of a disk, within one leaf; false if the block is not what it was.
-    fn try_apply(&self, head: &Arc<Head>, lba: u64, change: Apply<'_>) -> Result<bool, PoolError> {
-        let number = lba / FANOUT;
-        // It may have to be read. As long as it is held it is the one in memory.
-        let leaf = self.leaf(head, number)?;
-        let _gate = self.enter();
-        let place = head.place();
-        let birth = self.epoch.load(Ordering::Acquire);
-        let count = match change {
-            Apply::Map { crcs, .. } | Apply::Replace { crcs, .. } => crcs.len() as u64,
-            Apply::Clear { count } => count,
-        };
-        let mut leaf_map = leaf.write();
-        if let Apply::Replace { was, .. } = change
-            && leaf_map.get(index(lba % FANOUT)) != was
-        {
-            return Ok(false);
-        }
-        let map = match change {
-            Apply::Map { block, crcs } | Apply::Replace { block, crcs, .. } => Some((block, crcs)),
-            Apply::Clear { .. } => None,
-        };
-        let first = index(lba % FANOUT);
-        let quota = head.quota.load(Ordering::Relaxed);
-        if map.is_some() && quota > 0 {
-            let holes = count - leaf_map.mapped_within(first, index(count)) as u64;
-            if holes > 0 && head.referenced.load(Ordering::Relaxed).saturating_add(holes) > quota {
-                return Err(PoolError::NoSpace);
-            }
-        }
-        let new = map.map(|(block, crcs)| (block, birth, crcs));
-        let mut gone = 0;
-        leaf_map.replace(first, index(count), new, |piece| {
-            gone += piece.len() as u64;
-            let run = Run { start: piece.block(), len: piece.len() as u64 };
-            self.let_go(head, &place, number, run, piece.birth());
-        });
-        let come = if map.is_some() { count } else { 0 };
-        if let Some((block, _)) = map {
-            self.space.use_run(Run { start: block, len: count });
-        }
-        match map {
-            Some((block, crcs)) => self.gathering.map(head.id, lba, birth, block, crcs),
-            None if gone == 0 => return Ok(true),
-            None => self.gathering.clear(head.id, lba, index(count)),
-        }
-        self.make_dirty(head, number, &leaf);
-        drop(leaf_map);
-        head.referenced.fetch_add(come, Ordering::Relaxed);
-        head.referenced.fetch_sub(gone, Ordering::Relaxed);
-        head.written.fetch_add(come, Ordering::Relaxed);
-        Ok(true)
-    }
-
-    /// Looks for space, and says whether there is any: held by disks that took it ahead, beyond the pool's end, or waiting to be free.
-    fn scrape(&self) -> Result<bool, PoolError> {
-        if self.grow()? && self.space.available() > 0 {
-            return Ok(true);
-        }
-        let heads: Vec<Arc<Head>> = self.catalog().heads.values().cloned().collect();
-        for head in heads {
-            self.space.give_back(head.take_lease());
-        }
-        let mut commit = self.commit();
-        while self.space.available() == 0 {
-            self.refuse_if_poisoned()?;
-            let more = self.space.waiting() > 0 || self.catalog().wants_reclaim();
-            if !more {
-                break;
-            }
-            self.counters.foreground_checkpoints.add(1);
-            self.store(&mut commit, crate::reclaim::SHARE)?;
-        }
-        Ok(self.space.available() > 0)
     }
 }
 
@@ -564,26 +479,29 @@ impl BlockDevice for Disk {
         check_range(self.size(), at, len)?;
         let fail = |error: PoolError| error.on_disk(at);
         let end = at.get() + len.get();
+        let shown = self.shown();
         let mut found = Extents::default();
-        let mut add = |from: u64, to: u64, kind: ExtentKind| {
-            let from = from.max(at.get());
-            found.add(from, to.min(end).saturating_sub(from), kind);
-        };
         let mut lba = at.get() / BLOCK_LEN;
-        while lba * BLOCK_LEN < end {
+        let last = end.div_ceil(BLOCK_LEN);
+        // Where the run of blocks begins that the map says nothing about.
+        let mut silent = lba;
+        while lba < last {
             let next = self.core.next_leaf(&self.head, lba / FANOUT).map_err(fail)?;
-            let start = next.map_or(end.div_ceil(BLOCK_LEN), |leaf| leaf * FANOUT).max(lba);
-            add(lba * BLOCK_LEN, start * BLOCK_LEN, ExtentKind::Hole);
-            lba = start;
+            lba = next.map_or(last, |leaf| leaf * FANOUT).max(lba);
             let border = (lba / FANOUT + 1) * FANOUT;
-            while lba < border && lba * BLOCK_LEN < end {
+            while lba < border.min(last) {
                 let entry = self.core.entry(&self.head, lba).map_err(fail)?;
-                let kind = if entry.is_hole() { ExtentKind::Hole } else { ExtentKind::Data };
-                add(lba * BLOCK_LEN, (lba + 1) * BLOCK_LEN, kind);
+                if !entry.is_hole() {
+                    self.unmapped_extents(shown, silent..lba, &mut found);
+                    let kind = if entry.is_zeros() { ExtentKind::Hole } else { ExtentKind::Data };
+                    found.add(lba * BLOCK_LEN, BLOCK_LEN, kind);
+                    silent = lba + 1;
+                }
                 lba += 1;
             }
         }
-        Ok(found.into_vec())
+        self.unmapped_extents(shown, silent..last, &mut found);
+        Ok(cut(found.into_vec(), at.get()..end))
     }
 
     fn is_read_only(&self) -> bool {

@@ -117,6 +117,33 @@ pub enum PoolError {
         /// How many.
         snapshots: usize,
     },
+    /// What a disk was made on cannot be read; the rest of the pool is not affected.
+    #[error("base {name:?}: {found}")]
+    Base {
+        /// What people call it.
+        name: String,
+        /// What is wrong where, and what helps.
+        found: String,
+    },
+    /// A base that takes too many words.
+    #[error("base {name:?} takes more than {most} bytes to describe")]
+    BaseTooLong {
+        /// What people call it.
+        name: String,
+        /// The most there may be.
+        most: usize,
+    },
+    /// What a disk was made on could not be copied.
+    #[error("cannot copy what disk {name:?} was made on into the pool")]
+    Flatten {
+        /// The disk.
+        name: String,
+        /// The cause.
+        source: DeviceError,
+    },
+    /// The caller wanted no more.
+    #[error("stopped")]
+    Stopped,
     /// Another process has the pool open.
     #[error("pool {path} is open in another process")]
     Busy {
@@ -147,6 +174,10 @@ impl PoolError {
             PoolError::Device { source, .. } => source,
             PoolError::Poisoned => DeviceError::Poisoned,
             PoolError::NoSpace => DeviceError::NoSpace { at },
+            PoolError::Base { .. } => {
+                let source = std::io::Error::other(self.to_string());
+                DeviceError::Io { act: "read", at, source }
+            }
             PoolError::Fenced { .. } => {
                 let source = std::io::Error::other(self.to_string());
                 DeviceError::Io { act: "write", at, source }

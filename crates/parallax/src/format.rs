@@ -20,8 +20,10 @@ pub(crate) const BLOCK: usize = 4096;
 pub(crate) const BLOCK_LEN: u64 = 4096;
 const MAGIC: [u8; 8] = *b"\x89KPX\r\n\x1a\n";
 pub(crate) const VERSION: u32 = 1;
-/// Feature bits a reader must know to open a pool; version 1 knows none.
-const KNOWN_FEATURES: u64 = 0;
+/// Feature bit: there are, or were, disks with a base. Maps may have zeros of their own, the catalog records of bases.
+pub(crate) const BASES: u64 = 1;
+/// Feature bits a reader must know to open a pool.
+const KNOWN_FEATURES: u64 = BASES;
 /// Blocks of the superblock's slots: two of two. A power cut tears one slot, a rotten bit one copy.
 pub(crate) const SUPERBLOCKS: u64 = 4;
 /// Where a superblock says which of the openings with its number made it.
@@ -82,6 +84,8 @@ impl Layout {
 /// What a superblock slot says.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Superblock {
+    /// Bits a reader must know.
+    pub(crate) features: u64,
     pub(crate) uuid: [u8; 16],
     /// Counts checkpoints; its lowest bit names the slot of this superblock and of the free map.
     pub(crate) generation: u64,
@@ -152,6 +156,7 @@ impl Superblock {
         let mut bytes = Box::new([0; BLOCK]);
         bytes[..8].copy_from_slice(&MAGIC);
         bytes[8..12].copy_from_slice(&VERSION.to_le_bytes());
+        put(&mut bytes[..], 16, self.features);
         bytes[24..40].copy_from_slice(&self.uuid);
         let layout = &self.layout;
         let numbers = [
@@ -213,6 +218,7 @@ impl Superblock {
             data_start: number(7),
         };
         let superblock = Superblock {
+            features: get(bytes, 16),
             uuid,
             generation: number(0),
             opening: number(1),
@@ -317,6 +323,7 @@ mod tests {
 
     fn example() -> Superblock {
         Superblock {
+            features: BASES,
             uuid: [7; 16],
             generation: 9,
             opening: 3,
@@ -342,6 +349,12 @@ mod tests {
             flipped[bit / 8] ^= 1 << (bit % 8);
             assert!(Superblock::decode(&flipped).is_err(), "bit {bit}");
         }
+    }
+
+    #[test]
+    fn a_superblock_with_an_unknown_feature_is_refused() {
+        let bytes = Superblock { features: BASES | 1 << 9, ..example() }.encode();
+        assert_eq!(Superblock::decode(&bytes), Err(Unreadable::Features(1 << 9)));
     }
 
     #[test]

@@ -57,6 +57,8 @@ pub(crate) struct Head {
     pub(crate) quota: AtomicU64,
     pub(crate) referenced: AtomicU64,
     pub(crate) written: AtomicU64,
+    /// What shows where its map says nothing, [packed](crate::base::Shown::pack).
+    pub(crate) shown: AtomicU64,
     place: RwLock<Place>,
     dirty: Mutex<Dirty>,
     /// Blocks taken ahead, so that what is written one after the other lies together.
@@ -78,6 +80,7 @@ impl Head {
             quota: AtomicU64::new(state.quota),
             referenced: AtomicU64::new(state.referenced),
             written: AtomicU64::new(state.written),
+            shown: AtomicU64::new(state.shown.pack()),
             place: RwLock::new(Place { root: state.root, floor, merged: None }),
             dirty: Mutex::default(),
             lease: Mutex::default(),

@@ -14,7 +14,7 @@
 //! A leaf with more pieces than that takes a block of its own, an entry for each of its blocks, like a node.
 
 use crate::format::{BLOCK, get, get_u32, put};
-use crate::node::{Entry, Kind, Node};
+use crate::node::{Entry, Kind, Node, ZEROS};
 
 /// Leaves that may share a block; the first of a group is a multiple of it within the node above.
 pub(crate) const GROUP: usize = 3;
@@ -80,7 +80,15 @@ impl Piece {
         u64::from(self.birth) | u64::from(self.birth_high) << 32
     }
 
+    /// Whether it is zeros that are stored nowhere.
+    pub(crate) fn is_zeros(&self) -> bool {
+        self.block() == ZEROS
+    }
+
     fn block_at(&self, place: usize) -> u64 {
+        if self.is_zeros() {
+            return ZEROS;
+        }
         self.block() + place.saturating_sub(self.first()) as u64
     }
 
@@ -166,7 +174,7 @@ impl LeafMap {
         }
     }
 
-    /// Whether `place` is mapped, and to which block, and for how many places, at most `most`, that goes on in a row.
+    /// Whether `place` is mapped, and to which block ([`ZEROS`] for zeros), and for how many places, at most `most`, that goes on in a row.
     pub(crate) fn stretch(&self, place: usize, most: usize) -> (Option<u64>, usize) {
         let limit = (place + most).min(256);
         let mut rest = self.pieces[self.at(place)..].iter();
@@ -178,6 +186,7 @@ impl LeafMap {
         let mut end = piece.end();
         // Pieces born apart may lie together.
         while end < limit
+            && block != ZEROS
             && let Some(next) = rest.next()
             && next.first() == end
             && next.block() == block + (end - place) as u64
@@ -191,11 +200,27 @@ impl LeafMap {
         &self.crcs
     }
 
-    /// How many of these places are mapped.
-    pub(crate) fn mapped_within(&self, first: usize, count: usize) -> usize {
+    /// The pieces of these places.
+    fn within(&self, first: usize, count: usize) -> impl Iterator<Item = Piece> + '_ {
         let end = first + count;
-        let within = self.pieces[self.at(first)..].iter().take_while(|p| p.first() < end);
-        within.map(|piece| piece.part(first, end).len()).sum()
+        let within = self.pieces[self.at(first)..].iter().take_while(move |p| p.first() < end);
+        within.map(move |piece| piece.part(first, end))
+    }
+
+    /// How many of these places are mapped to blocks of the pool.
+    pub(crate) fn mapped_within(&self, first: usize, count: usize) -> usize {
+        self.within(first, count).filter(|piece| !piece.is_zeros()).map(|piece| piece.len()).sum()
+    }
+
+    /// Whether all of these places are zeros.
+    pub(crate) fn is_zeros(&self, first: usize, count: usize) -> bool {
+        self.within(first, count).filter(Piece::is_zeros).map(|piece| piece.len()).sum::<usize>()
+            == count
+    }
+
+    /// Whether the map says nothing about any of these places.
+    pub(crate) fn is_silent(&self, first: usize, count: usize) -> bool {
+        self.within(first, count).next().is_none()
     }
 
     /// Maps `count` places from `first` on, or makes them holes, and calls back for every piece that was there.
@@ -367,7 +392,8 @@ mod tests {
 
     /// A change: first place, how many, and block and birth if they are mapped.
     fn change() -> impl Strategy<Value = (usize, usize, Option<(u64, u64)>)> {
-        let new = proptest::option::of((1_u64 << 38..(1 << 38) + 600, 1_u64 << 39..(1 << 39) + 3));
+        let block = proptest::prop_oneof![4 => 1_u64 << 38..(1 << 38) + 600, 1 => Just(ZEROS)];
+        let new = proptest::option::of((block, 1_u64 << 39..(1 << 39) + 3));
         (0_usize..256, 1_usize..256, new)
             .prop_map(|(first, count, new)| (first, count.min(256 - first), new))
     }
@@ -386,7 +412,7 @@ mod tests {
                 let mut gone = Vec::new();
                 let change = new.map(|(block, birth)| (block, birth, &crcs[..]));
                 leaf.replace(first, count, change, |piece| {
-                    gone.extend((0..piece.len() as u64).map(|n| piece.block() + n));
+                    gone.extend((0..piece.len()).map(|n| piece.block_at(piece.first() + n)));
                 });
                 let was: Vec<u64> = table[first..first + count]
                     .iter()
@@ -396,7 +422,8 @@ mod tests {
                 prop_assert_eq!(gone, was);
                 for n in 0..count {
                     table[first + n] = new.map_or(Entry::HOLE, |(block, birth)| {
-                        Entry::data(block + n as u64, birth, crcs[n])
+                        let block = if block == ZEROS { ZEROS } else { block + n as u64 };
+                        Entry::data(block, birth, crcs[n])
                     });
                 }
             }
@@ -407,9 +434,12 @@ mod tests {
                 prop_assert_eq!(block, (!entry.is_hole()).then_some(entry.block));
                 for n in 0..count {
                     let there = table[place + n];
-                    let block = block.map(|block| block + n as u64);
+                    let block = block.map(|block| if block == ZEROS { ZEROS } else { block + n as u64 });
                     prop_assert_eq!(block, (!there.is_hole()).then_some(there.block));
                 }
+                prop_assert_eq!(leaf.is_silent(place, 1), entry.is_hole());
+                prop_assert_eq!(leaf.is_zeros(place, 1), entry.is_zeros());
+                prop_assert_eq!(leaf.mapped_within(place, 1) == 1, !entry.is_hole() && !entry.is_zeros());
             }
             prop_assert!(leaf.pieces.windows(2).all(|two| !two[0].leads_to(&two[1])));
             let stored = match fit([&leaf].into_iter()) {

@@ -25,7 +25,10 @@
 //! # }
 //! ```
 
+mod apply;
 mod background;
+mod base;
+mod base_records;
 mod cache;
 mod catalog;
 mod change;
@@ -36,9 +39,11 @@ mod disk;
 mod error;
 mod fence;
 mod file;
+mod flatten;
 mod format;
 mod grow;
 mod head;
+mod info;
 mod leaf;
 mod log;
 mod node;
@@ -56,11 +61,14 @@ mod syncs;
 mod tree;
 mod wal;
 
+pub use base::{Base, OpenBase, OpenedBase};
 pub use check::Report;
 pub use disk::Disk;
 pub use error::PoolError;
+pub use flatten::NewBase;
+pub use info::{BaseInfo, DiskInfo, Relative, SnapshotInfo};
 pub use open::PoolOptions;
-pub use pool::{DiskInfo, DiskOptions, Durability, Pool, PoolSpace, Relative, SnapshotInfo};
+pub use pool::{DiskOptions, Durability, Pool, PoolSpace};
 pub use stats::PoolStats;
 
 /// The largest disk.

@@ -9,6 +9,8 @@ use crate::format::{BLOCK, get, put};
 pub(crate) const FANOUT: u64 = 256;
 /// The level of a map's root.
 pub(crate) const ROOT_LEVEL: u32 = 3;
+/// The "block" of what is zeros and hides a base: that of a superblock, which no map reaches.
+pub(crate) const ZEROS: u64 = 0;
 const HEADER: usize = 256;
 const ENTRY: usize = 15;
 const MAGIC: [u8; 4] = *b"KPXn";
@@ -17,9 +19,9 @@ const _: () = assert!(HEADER + 256 * ENTRY == BLOCK);
 /// Where an entry points.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
-    /// Nothing was written here, or it was discarded.
+    /// Nothing was written here, or it was discarded: the base of a disk that has one, else zeros.
     Hole,
-    /// A block of data.
+    /// A block of data, or [`ZEROS`].
     Data,
     /// A node of the level below.
     Node,
@@ -47,6 +49,11 @@ impl Entry {
 
     pub(crate) fn is_hole(&self) -> bool {
         self.kind == Kind::Hole
+    }
+
+    /// Whether it says that there are zeros, whatever a base has there. They are stored nowhere.
+    pub(crate) fn is_zeros(&self) -> bool {
+        self.kind == Kind::Data && self.block == ZEROS
     }
 
     /// | offset | size | field |

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use kiln_block::{BlockDevice, ByteLen, ByteOffset};
 
 use crate::PoolError;
+use crate::base::{Bases, OpenBase};
 use crate::cache::Clock;
 use crate::catalog::{Catalog, Root};
 use crate::core::{Commit, Core};
@@ -32,6 +33,8 @@ pub struct PoolOptions {
     /// Whether a thread of its own checkpoints, grows and gives back space. Without one, who writes does it, when
     /// there is no other way; then everything that happens to the device happens in a call.
     pub background: bool,
+    /// What opens the bases of disks that have one. Without it such disks read only what was written to them.
+    pub bases: Option<Arc<dyn OpenBase>>,
 }
 
 impl Default for PoolOptions {
@@ -41,6 +44,7 @@ impl Default for PoolOptions {
             log: ByteLen::mib(16),
             limit: ByteLen::ZERO,
             background: true,
+            bases: None,
         }
     }
 }
@@ -70,6 +74,7 @@ pub(crate) fn format(device: &dyn BlockDevice, options: &PoolOptions) -> Result<
         return Err(PoolError::TooSmall { needs, has: size });
     }
     let superblock = Superblock {
+        features: 0,
         uuid: drawn("make")?,
         generation: 1,
         opening: 0,
@@ -103,7 +108,7 @@ pub(crate) fn format(device: &dyn BlockDevice, options: &PoolOptions) -> Result<
 
 pub(crate) fn newest_superblock(device: &dyn BlockDevice) -> Result<Superblock, PoolError> {
     let mut newest: Option<Superblock> = None;
-    let mut refusal = PoolError::NotAPool;
+    let mut refusal = None;
     for copy in 0..SUPERBLOCKS {
         let mut bytes = [0; BLOCK];
         if device.size().get() < SUPERBLOCKS * BLOCK_LEN {
@@ -117,12 +122,15 @@ pub(crate) fn newest_superblock(device: &dyn BlockDevice) -> Result<Superblock, 
                     newest = Some(found);
                 }
             }
-            Err(Unreadable::TooNew(version)) => refusal = PoolError::TooNew { version },
-            Err(Unreadable::Features(bits)) => refusal = PoolError::UnknownFeatures { bits },
+            Err(Unreadable::TooNew(version)) => refusal = Some(PoolError::TooNew { version }),
+            Err(Unreadable::Features(bits)) => {
+                refusal = Some(PoolError::UnknownFeatures { bits });
+            }
             Ok(_) | Err(Unreadable::NotOne | Unreadable::Torn) => {}
         }
     }
-    newest.ok_or(refusal)
+    // The other slot may be readable, but is what the pool was before.
+    refusal.map_or_else(|| newest.ok_or(PoolError::NotAPool), Err)
 }
 
 /// Opens a pool; with `rebuild`, the free map is not read but made from the maps.
@@ -154,6 +162,8 @@ pub(crate) fn open(
         opening: superblock.opening + 1,
         nonce: u64::from_le_bytes(drawn("open")?),
         sums,
+        features: AtomicU64::new(superblock.features),
+        bases: Bases::new(options.bases.clone()),
         space,
         nodes: Clock::new(cache / 4),
         leaves: Clock::new(cache / 4 * 3),
@@ -320,6 +330,7 @@ impl Core {
             catalog.leaves.insert(number, leaf);
         }
         catalog.pages = superblock.catalog_pages;
+        catalog.load_bases(losses.as_deref_mut())?;
         if losses.is_none() {
             catalog.check()?;
         }

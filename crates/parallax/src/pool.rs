@@ -9,6 +9,7 @@ use std::time::SystemTime;
 use kiln_block::{BlockDevice, ByteLen, Extent};
 
 use crate::PoolError;
+use crate::base::Shown;
 use crate::catalog::{Catalog, Is, State, check_size};
 use crate::core::Core;
 use crate::disk::Disk;
@@ -20,7 +21,8 @@ use crate::open::{self, PoolOptions};
 use crate::opened::Opened;
 use crate::reclaim::{SHARE, Share};
 use crate::sync::PoisonError;
-use crate::sync::atomic::{AtomicU64, Ordering};
+use crate::sync::atomic::Ordering;
+use crate::tree::Side;
 use crate::wal::Change;
 
 /// Many virtual disks on one device. Dropping it without [`checkpoint`](Pool::checkpoint) loses nothing
@@ -47,61 +49,6 @@ pub struct DiskOptions {
     pub durability: Durability,
     /// The most it may reference; zero for any.
     pub quota: ByteLen,
-}
-
-/// A disk.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct DiskInfo {
-    /// Its name.
-    pub name: String,
-    /// How large it looks.
-    pub size: ByteLen,
-    /// How much of it is mapped, its own or shared.
-    pub referenced: ByteLen,
-    /// How much was ever written to it.
-    pub written: ByteLen,
-    /// The most it may reference; zero for any.
-    pub quota: ByteLen,
-    /// What its flushes do.
-    pub durability: Durability,
-    /// Disk and snapshot it evolved from, where that still has a name.
-    pub origin: Option<(String, String)>,
-    /// Seconds since 1970.
-    pub created: u64,
-}
-
-/// A snapshot.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct SnapshotInfo {
-    /// Its name.
-    pub name: String,
-    /// How large the disk was.
-    pub size: ByteLen,
-    /// How much of it is mapped.
-    pub referenced: ByteLen,
-    /// Disks and snapshots that evolved from it.
-    pub children: usize,
-    /// Disk and snapshot it evolved from, where that still has a name.
-    pub origin: Option<(String, String)>,
-    /// Seconds since 1970.
-    pub created: u64,
-}
-
-/// A disk or a snapshot among those it is related to.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Relative {
-    /// The disk, or the disk of the snapshot.
-    pub disk: String,
-    /// The snapshot; `None` for the disk as it is.
-    pub snapshot: Option<String>,
-    /// Disk and snapshot it evolved from: the next one before it that still has a name.
-    pub parent: Option<(String, String)>,
-    /// How large it is.
-    pub size: ByteLen,
-    /// How much of it is mapped, its own or shared.
-    pub referenced: ByteLen,
-    /// Seconds since 1970.
-    pub created: u64,
 }
 
 /// Where a pool's space is.
@@ -152,33 +99,6 @@ impl Pool {
         &self.core.losses
     }
 
-    /// All disks, by name.
-    pub fn disks(&self) -> Vec<DiskInfo> {
-        let catalog = self.core.catalog();
-        catalog.disks().map(|state| describe(&catalog, state)).collect()
-    }
-
-    /// One disk.
-    pub fn stat(&self, name: &str) -> Result<DiskInfo, PoolError> {
-        let catalog = self.core.catalog();
-        catalog.disk(name).map(|state| describe(&catalog, state))
-    }
-
-    /// A disk's snapshots, oldest first.
-    pub fn snapshots(&self, disk: &str) -> Result<Vec<SnapshotInfo>, PoolError> {
-        let catalog = self.core.catalog();
-        let owner = catalog.disk(disk)?.id;
-        let info = |state: &State| SnapshotInfo {
-            name: state.name.clone(),
-            size: ByteLen::new(state.size),
-            referenced: ByteLen::new(state.referenced.saturating_mul(BLOCK_LEN)),
-            children: catalog.children_of(state.id).count(),
-            origin: origin(&catalog, state),
-            created: state.created,
-        };
-        Ok(catalog.snapshots(owner).into_iter().map(info).collect())
-    }
-
     /// Fails where a disk, one of its snapshots, or the snapshot that is named is open: what could not be deleted.
     pub fn refuse_if_open(&self, disk: &str, snapshot: Option<&str>) -> Result<(), PoolError> {
         let mut catalog = self.core.catalog();
@@ -197,37 +117,6 @@ impl Pool {
             Some(open) => Err(PoolError::InUse { name: format!("{disk}@{}", open.name) }),
             None => Ok(()),
         }
-    }
-
-    /// Every disk and snapshot with what it evolved from, in the order in which they were made: all it takes to draw
-    /// how they descend from each other.
-    pub fn lineage(&self) -> Vec<Relative> {
-        let catalog = self.core.catalog();
-        let visible =
-            |state: &&State| state.is != Is::GivenUp && !state.hidden && !state.stands_in();
-        let parent = |state: &State| {
-            let mut next = catalog.get(state.parent)?;
-            while next.hidden {
-                next = catalog.get(next.parent)?;
-            }
-            if next.stands_in() {
-                return None;
-            }
-            catalog.get(next.owner).map(|disk| (disk.name.clone(), next.name.clone()))
-        };
-        let relative = |state: &State| {
-            let info = describe(&catalog, state);
-            let owner = catalog.get(state.owner).filter(|_| state.is == Is::Snapshot);
-            Relative {
-                disk: owner.map_or(&state.name, |owner| &owner.name).clone(),
-                snapshot: owner.map(|_| state.name.clone()),
-                parent: parent(state),
-                size: info.size,
-                referenced: info.referenced,
-                created: state.created,
-            }
-        };
-        catalog.all().filter(visible).map(relative).collect()
     }
 
     /// Makes an empty disk.
@@ -321,6 +210,7 @@ impl Pool {
             core.leaves.forget(|(owner, _)| *owner == of.id);
             head.size.store(to.size, Ordering::Release);
             head.referenced.store(to.referenced, Ordering::Relaxed);
+            head.shown.store(to.shown.pack(), Ordering::Release);
             head.move_to(|place| {
                 place.root = to.root;
                 place.floor = to.epoch;
@@ -330,6 +220,7 @@ impl Pool {
                 disk.parent = to.id;
                 disk.root = to.root;
                 disk.size = to.size;
+                disk.shown = to.shown;
                 disk.referenced = to.referenced;
             });
             Ok(())
@@ -406,8 +297,14 @@ impl Pool {
             handle.clear_blocks(was.get() / BLOCK_LEN..size.get() / BLOCK_LEN)?;
         }
         self.core.checkpoint(|_, catalog| {
+            // What of a base is cut off stays hidden should the disk grow again.
+            let shown = handle.shown().cut(size.get() / BLOCK_LEN);
+            handle.head.shown.store(shown.pack(), Ordering::Release);
             handle.head.size.store(size.get(), Ordering::Release);
-            catalog.change(handle.head.id, |disk| disk.size = size.get());
+            catalog.change(handle.head.id, |disk| {
+                disk.size = size.get();
+                disk.shown = shown;
+            });
             Ok(())
         })?;
         if size < was {
@@ -439,15 +336,16 @@ impl Pool {
             core.refuse_if_poisoned()?;
             core.store(&mut commit, Share::NONE)?;
         }
-        let roots = {
+        let sides = {
             let catalog = core.catalog();
+            let side = |state: &State| Side { root: state.root, shown: state.shown };
             let new = match to {
                 Some(name) => catalog.snapshot(disk, name)?,
                 None => catalog.disk(disk)?,
             };
-            (catalog.snapshot(disk, from)?.root, new.root)
+            (side(catalog.snapshot(disk, from)?), side(new))
         };
-        core.differences(roots, &(0..u64::MAX))
+        core.differences(sides, &(0..u64::MAX))
     }
 
     /// How much would become free if a disk were deleted.
@@ -523,32 +421,6 @@ impl Pool {
     }
 }
 
-fn describe(catalog: &Catalog, state: &State) -> DiskInfo {
-    let head = catalog.heads.get(&state.id);
-    let now = |of: fn(&Head) -> &AtomicU64, stored: u64| {
-        head.map_or(stored, |head| of(head).load(Ordering::Relaxed))
-    };
-    // A damaged catalog may say any number.
-    let bytes = |blocks: u64| ByteLen::new(blocks.saturating_mul(BLOCK_LEN));
-    DiskInfo {
-        name: state.name.clone(),
-        size: ByteLen::new(now(|head| &head.size, state.size)),
-        referenced: bytes(now(|head| &head.referenced, state.referenced)),
-        written: bytes(now(|head| &head.written, state.written)),
-        quota: bytes(state.quota),
-        durability: if state.throw_away { Durability::None } else { Durability::Full },
-        origin: origin(catalog, state),
-        created: state.created,
-    }
-}
-
-/// Disk and snapshot that a state evolved from.
-fn origin(catalog: &Catalog, state: &State) -> Option<(String, String)> {
-    let parent =
-        catalog.get(state.parent).filter(|parent| !parent.hidden && !parent.stands_in())?;
-    catalog.get(parent.owner).map(|disk| (disk.name.clone(), parent.name.clone()))
-}
-
 pub(crate) fn new_state(catalog: &mut Catalog, is: Is, name: &str, size: u64) -> State {
     State {
         is,
@@ -566,6 +438,7 @@ pub(crate) fn new_state(catalog: &mut Catalog, is: Is, name: &str, size: u64) ->
         quota: 0,
         created: now(),
         cursor: 0,
+        shown: Shown::NOTHING,
         identity: [0; 16],
     }
 }

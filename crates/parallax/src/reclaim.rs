@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use crate::PoolError;
+use crate::base::Shown;
 use crate::catalog::{Catalog, Is, State};
 use crate::core::{Commit, Core};
 use crate::head::{Head, Place};
@@ -201,6 +202,7 @@ impl Core {
             quota: 0,
             created: 0,
             cursor: 0,
+            shown: Shown::NOTHING,
             identity: [0; 16],
         });
     }

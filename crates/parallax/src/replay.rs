@@ -5,7 +5,7 @@ use kiln_block::ByteOffset;
 use crate::PoolError;
 use crate::core::Core;
 use crate::format::{BLOCK, BLOCK_LEN, Superblock, index, same};
-use crate::node::{Entry, FANOUT};
+use crate::node::{Entry, FANOUT, ZEROS};
 use crate::space::Run;
 use crate::sync::atomic::Ordering;
 use crate::wal::{HEADER, Record, SECTOR, batch_len, decode_batch, decode_records, number_of};
@@ -15,6 +15,16 @@ type Batches = Vec<(u64, Vec<Record>)>;
 
 /// How far behind the end of the log a batch is looked for, in bytes.
 const GAP: usize = 1 << 20;
+
+/// What a run of blocks became.
+#[derive(Clone, Copy)]
+enum New<'a> {
+    /// First block, birth, checksums.
+    Data(u64, u64, &'a [u32]),
+    /// Birth.
+    Zeros(u64),
+    Hole,
+}
 
 /// What was done again.
 #[derive(Debug, Default)]
@@ -86,11 +96,14 @@ impl Core {
         match record {
             Record::Catalog(change) => self.replay_change(change, lost).map(|()| false),
             Record::Map { disk, lba, birth, block, crcs } => {
-                let new = Some((*block, *birth, &crcs[..]));
+                let new = New::Data(*block, *birth, crcs);
                 self.replay_run(*disk, (*lba, crcs.len() as u64), new, durable)
             }
             Record::Clear { disk, lba, count } => {
-                self.replay_run(*disk, (*lba, *count), None, true).map(|_| false)
+                self.replay_run(*disk, (*lba, *count), New::Hole, true)
+            }
+            Record::Zero { disk, lba, birth, count } => {
+                self.replay_run(*disk, (*lba, *count), New::Zeros(*birth), true)
             }
         }
     }
@@ -171,12 +184,12 @@ impl Core {
         }))
     }
 
-    /// Maps or clears a run of blocks again; true if the data of some was lost.
+    /// Maps or clears a run of blocks again, within one leaf; true if the data of some was lost.
     fn replay_run(
         &self,
         disk: u64,
         (lba, count): (u64, u64),
-        new: Option<(u64, u64, &[u32])>,
+        new: New<'_>,
         durable: bool,
     ) -> Result<bool, PoolError> {
         let Some(head) = self.catalog().head(disk) else { return Ok(false) };
@@ -191,7 +204,7 @@ impl Core {
         let mut lost = false;
         for (n, lba) in (0..count).zip(lba..) {
             let entry = match new {
-                Some((block, birth, crcs)) => {
+                New::Data(block, birth, crcs) => {
                     let (block, crc) = (block.saturating_add(n), crcs[index(n)]);
                     if !self.space.holds(block) {
                         continue;
@@ -207,10 +220,11 @@ impl Core {
                     self.space.claim(block);
                     Entry::data(block, birth, crc)
                 }
-                None => Entry::HOLE,
+                New::Zeros(birth) => Entry::data(ZEROS, birth, 0),
+                New::Hole => Entry::HOLE,
             };
             let old = map.get(index(lba % FANOUT));
-            if !old.is_hole() {
+            if !old.is_hole() && !old.is_zeros() {
                 head.referenced.fetch_sub(1, Ordering::Relaxed);
                 // Of a pool that is mended, what was let go of may be another's already.
                 let owned = place.owns(number..number + 1, old.birth)
@@ -219,7 +233,7 @@ impl Core {
                     self.space.unmap(&[old.block]);
                 }
             }
-            if !entry.is_hole() {
+            if !entry.is_hole() && !entry.is_zeros() {
                 head.referenced.fetch_add(1, Ordering::Relaxed);
                 head.written.fetch_add(1, Ordering::Relaxed);
             }

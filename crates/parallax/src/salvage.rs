@@ -148,8 +148,8 @@ fn make_whole(catalog: &mut Catalog, newest: &Superblock, losses: &mut Vec<Strin
             name.push('\'');
         }
         let disk = new_state(catalog, Is::Disk, &name, last.size);
-        let (id, referenced) = (disk.id, last.referenced);
-        catalog.add(State { root: last.root, parent: last.id, referenced, ..disk });
+        let (id, referenced, shown) = (disk.id, last.referenced, last.shown);
+        catalog.add(State { root: last.root, parent: last.id, referenced, shown, ..disk });
         let mut taken = BTreeSet::new();
         for snapshot in snapshots {
             taken.insert(snapshot.name);

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use kiln_block::{ByteOffset, Extent, ExtentKind, Extents};
 
 use crate::PoolError;
+use crate::base::Shown;
 use crate::cache::Leaf;
 use crate::core::Core;
 use crate::format::{BLOCK, BLOCK_LEN, same};
@@ -341,14 +342,21 @@ impl Core {
     /// What of a range of leaves is not the same in two maps, and what the second has there.
     pub(crate) fn differences(
         &self,
-        roots: (Entry, Entry),
+        (old, new): (Side, Side),
         leaves: &Range<u64>,
     ) -> Result<Vec<Extent>, PoolError> {
         let mut found = Extents::default();
-        self.differing((ROOT_LEVEL, 0), roots, leaves, &mut |leaf, a, b| {
+        let at_base = |side: &Side, entry: &Entry, lba| match entry.is_hole() {
+            true => side.shown.at(lba),
+            false => 0,
+        };
+        let bounds = Bounds { leaves: leaves.clone(), anyway: old.shown.differs_from(new.shown) };
+        self.differing((ROOT_LEVEL, 0), (old.root, new.root), &bounds, &mut |leaf, a, b| {
             for ((a, b), lba) in a.table().into_iter().zip(b.table()).zip(leaf * FANOUT..) {
-                if a != b {
-                    let kind = if b.is_hole() { ExtentKind::Hole } else { ExtentKind::Data };
+                let (base, base_now) = (at_base(&old, &a, lba), at_base(&new, &b, lba));
+                if a != b || base != base_now {
+                    let zeros = b.is_zeros() || b.is_hole() && base_now == 0;
+                    let kind = if zeros { ExtentKind::Hole } else { ExtentKind::Data };
                     found.add(lba * BLOCK_LEN, BLOCK_LEN, kind);
                 }
             }
@@ -361,12 +369,13 @@ impl Core {
         &self,
         at: (u32, u64),
         (old, new): (Entry, Entry),
-        leaves: &Range<u64>,
+        bounds: &Bounds,
         found: &mut Differ<'_>,
     ) -> Result<(), PoolError> {
         let (level, first) = at;
-        let outside = first >= leaves.end || first + leaves_below(level) <= leaves.start;
-        if old == new || outside {
+        let within =
+            |leaves: &Range<u64>| first < leaves.end && first + leaves_below(level) > leaves.start;
+        if !within(&bounds.leaves) || (old == new && !within(&bounds.anyway)) {
             return Ok(());
         }
         if level == 0 {
@@ -384,7 +393,7 @@ impl Core {
                 node.as_ref().map_or(Entry::HOLE, |node| node.get(place))
             };
             let child = (level - 1, first + place as u64 * step);
-            self.differing(child, (entry(&old), entry(&new)), leaves, found)?;
+            self.differing(child, (entry(&old), entry(&new)), bounds, found)?;
         }
         Ok(())
     }
@@ -392,6 +401,20 @@ impl Core {
 
 fn misplaced(what: &str, entry: Entry) -> PoolError {
     PoolError::Damaged { found: format!("{what} in block {}", entry.block) }
+}
+
+/// A map that is compared with another, and what shows where it says nothing.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Side {
+    pub(crate) root: Entry,
+    pub(crate) shown: Shown,
+}
+
+/// Which leaves are compared.
+struct Bounds {
+    leaves: Range<u64>,
+    /// Even where the maps are the same.
+    anyway: Range<u64>,
 }
 
 /// What is done with a leaf at which two maps differ: its number, and what each map has.

@@ -32,8 +32,10 @@ pub(crate) const SECTOR: u64 = 512;
 pub(crate) enum Record {
     /// A run within one leaf is now at these blocks in a row, with these checksums.
     Map { disk: u64, lba: u64, birth: u64, block: u64, crcs: Vec<u32> },
-    /// A run within one leaf reads as zeros.
+    /// A run within one leaf is mapped no more.
     Clear { disk: u64, lba: u64, count: u64 },
+    /// A run within one leaf is zeros, whatever a base has there.
+    Zero { disk: u64, lba: u64, birth: u64, count: u64 },
     /// Of the catalog.
     Catalog(Change),
 }
@@ -89,6 +91,7 @@ pub(crate) fn decode_records(bytes: &[u8]) -> Vec<Record> {
                 (Record::Catalog(change), count)
             }
             5 => (Record::Catalog(Change::Hide { id: a }), 0),
+            6 if within => (Record::Zero { disk: a, lba: b, birth: c, count: count as u64 }, 0),
             _ => break,
         };
         at += len;
@@ -132,6 +135,13 @@ impl Gathering {
     pub(crate) fn clear(&self, disk: u64, lba: u64, count: usize) {
         let mut gathered = self.gathered();
         encode(&mut gathered.bytes, (2, 0), count, [disk, lba, 0, 0]);
+        self.gathered_one(&mut gathered);
+    }
+
+    /// Gathers that a run is zeros, whatever a base has there.
+    pub(crate) fn zero(&self, disk: u64, lba: u64, birth: u64, count: usize) {
+        let mut gathered = self.gathered();
+        encode(&mut gathered.bytes, (6, 0), count, [disk, lba, birth, 0]);
         self.gathered_one(&mut gathered);
     }
 
@@ -253,6 +263,7 @@ mod tests {
         let gathering = Gathering::default();
         gathering.map(7, 300, 4, 9000, &[1, 2, 3]);
         gathering.clear(7, 512, 256);
+        gathering.zero(7, 800, 4, 32);
         let name = "näme".to_owned();
         let changes = [
             Change::Snapshot { disk: 7, id: 8, epoch: 4, created: 99, name: name.clone() },
@@ -261,14 +272,15 @@ mod tests {
         ];
         changes.iter().for_each(|change| gathering.change(change));
         let (records, count) = gathering.take();
-        assert_eq!(count, 5);
+        assert_eq!(count, 6);
         let sums = Sums::of_pool(&[3; 16]);
         let id = BatchId { opening: 2, number: 40, durable: 39 };
         let bytes = encode_batch(sums, id, &records);
         let (durable, found, len) = decode_batch(sums, 2, 40, &bytes).unwrap();
         assert_eq!((durable, len), (39, 512));
         let map = Record::Map { disk: 7, lba: 300, birth: 4, block: 9000, crcs: vec![1, 2, 3] };
-        let mut expected = vec![map, Record::Clear { disk: 7, lba: 512, count: 256 }];
+        let zero = Record::Zero { disk: 7, lba: 800, birth: 4, count: 32 };
+        let mut expected = vec![map, Record::Clear { disk: 7, lba: 512, count: 256 }, zero];
         expected.extend(changes.map(Record::Catalog));
         assert_eq!(decode_records(found), expected);
         assert!(decode_batch(sums, 1, 40, &bytes).is_none(), "another opening");

@@ -66,10 +66,12 @@ fn become_what_arrived(
     head.size.store(new.size, Ordering::Release);
     head.referenced.store(new.referenced, Ordering::Relaxed);
     let written = head.written.fetch_add(new.written, Ordering::Relaxed) + new.written;
-    let root = new.root;
+    let (root, shown) = (new.root, new.shown);
     head.move_to(|place| place.root = root);
+    head.shown.store(shown.pack(), Ordering::Release);
     catalog.change(old.id, |state| {
         state.root = root;
+        state.shown = shown;
         state.size = new.size;
         state.referenced = new.referenced;
         state.written = written;
@@ -84,6 +86,7 @@ fn take_snapshot(core: &Core, catalog: &mut Catalog, of: &State, owner: u64, hea
     state.owner = owner;
     state.parent = of.parent;
     state.root = of.root;
+    state.shown = of.shown;
     state.referenced = of.referenced;
     state.epoch = core.epoch.fetch_add(1, Ordering::AcqRel);
     state.identity = header.snapshot;

@@ -11,6 +11,7 @@ use crate::node::FANOUT;
 use crate::stream::identity;
 use crate::stream::record::{Header, Kind, MAX_DATA, Record, Writer};
 use crate::stream::{OnProgress, Progress, StreamError, Token};
+use crate::tree::Side;
 use crate::{Pool, PoolError};
 
 /// Bytes of the disk whose extents are asked for at once: at most 8 MiB of them.
@@ -82,9 +83,9 @@ impl Pool {
             let extents = match &base {
                 // Neither can be removed, so their maps stay what they are.
                 Some(base) => {
-                    let roots = (base.head.place().root, device.head.place().root);
+                    let side = |of: &Disk| Side { root: of.head.place().root, shown: of.shown() };
                     let leaves = window / LEAF..end.div_ceil(LEAF);
-                    self.core.differences(roots, &leaves)?
+                    self.core.differences((side(base), side(&device)), &leaves)?
                 }
                 None => {
                     let (at, len) = (ByteOffset::new(window), ByteLen::new(end - window));

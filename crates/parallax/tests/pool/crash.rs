@@ -166,6 +166,41 @@ fn snapshots_clones_and_deletions_survive_a_power_cut_after_any_step() {
 }
 
 #[test]
+fn disks_on_a_base_survive_a_power_cut_after_any_step() {
+    survives_every_cut(
+        &[
+            Op::Create("c", 1024),
+            Op::Write("c", 0, 8, 1),
+            Op::CreateOnBase("a"),
+            Op::Write("a", 4, 9, 2),
+            Op::Zero("a", 16, 30),
+            Op::Settle,
+            Op::Zero("a", 503, 20),
+            Op::Write("a", 506, 3, 3),
+            Op::Flush,
+            Op::Snapshot("a", "s"),
+            Op::Clone("a", "s", "b"),
+            Op::Zero("b", 2040, 4),
+            Op::Resize("a", 1024),
+            Op::Resize("a", 2304),
+            Op::Write("a", 2048, 8, 4),
+            Op::Flush,
+            Op::Flatten("b"),
+            Op::Write("b", 2032, 2, 5),
+            Op::Rollback("a", "s"),
+            Op::Zero("a", 0, 2304),
+            Op::Delete("b"),
+            Op::DeleteSnapshot("a", "s"),
+            Op::Delete("a"),
+            Op::Gc,
+            Op::Checkpoint,
+        ],
+        2,
+        1,
+    );
+}
+
+#[test]
 fn growing_by_itself_and_when_asked_survives_a_power_cut_after_any_step() {
     let options = PoolOptions { limit: ByteLen::kib(2048), ..small() };
     survives_every_cut_of(

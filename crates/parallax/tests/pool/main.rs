@@ -3,6 +3,7 @@
 
 mod adopted;
 mod background;
+mod bases;
 mod crash;
 mod damage;
 mod faults;

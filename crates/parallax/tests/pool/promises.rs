@@ -6,7 +6,7 @@ use kiln_block::testing::{Abilities, Dice, conforms};
 use kiln_block::{BlockDevice, ByteLen, ByteOffset, MemoryDevice};
 use kiln_parallax::{DiskOptions, Durability, Pool, PoolOptions};
 
-use crate::world::{Model, Op, any_op, model_of, pool_on, rounds, small, step};
+use crate::world::{BASE, Model, Op, any_op, model_of, pool_on, rounds, small, step};
 
 const ANY: Abilities = Abilities { granularity: 1, writable: true };
 
@@ -26,6 +26,32 @@ fn a_disk_of_a_pool_is_a_disk() {
     drop(pool);
     let pool = Pool::open(device, &small()).unwrap();
     let mut after = vec![0; 3 << 20];
+    pool.open_disk("one").unwrap().read_at(ByteOffset::ZERO, &mut after).unwrap();
+    assert!(before == after, "a reopened disk holds what it held");
+    let report = pool.verify(true).unwrap();
+    assert!(report.is_clean(), "{report:?}");
+}
+
+#[test]
+fn a_disk_on_a_base_is_a_disk() {
+    let device = Arc::new(MemoryDevice::new(ByteLen::mib(32)));
+    let pool = Pool::create(device.clone(), &small()).unwrap();
+    let size = pool.create_on_base("one", &BASE, &DiskOptions::default()).unwrap();
+    assert_eq!(size, ByteLen::new(2304 * 512));
+    pool.snapshot("one", "base").unwrap();
+    let read_only = Abilities { granularity: 1, writable: false };
+    conforms(&pool.open_snapshot("one", "base").unwrap(), read_only);
+    let disk = pool.open_disk("one").unwrap();
+    // The suite wants a disk that reads as zeros.
+    disk.write_zeroes(ByteOffset::ZERO, size, false).unwrap();
+    conforms(&disk, ANY);
+    pool.snapshot("one", "s").unwrap();
+    conforms(&pool.open_snapshot("one", "s").unwrap(), read_only);
+    let mut before = vec![0; size.to_usize().unwrap()];
+    disk.read_at(ByteOffset::ZERO, &mut before).unwrap();
+    drop((disk, pool));
+    let pool = Pool::open(device, &small()).unwrap();
+    let mut after = vec![0; before.len()];
     pool.open_disk("one").unwrap().read_at(ByteOffset::ZERO, &mut after).unwrap();
     assert!(before == after, "a reopened disk holds what it held");
     let report = pool.verify(true).unwrap();

@@ -1,11 +1,12 @@
 //! A pool and a plain model of it, side by side: every operation is done to both.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::ops::ControlFlow;
+use std::sync::{Arc, Mutex};
 
 use kiln_block::testing::Dice;
-use kiln_block::{BlockDevice, ByteLen, ByteOffset};
-use kiln_parallax::{DiskOptions, Pool, PoolError, PoolOptions};
+use kiln_block::{BlockDevice, ByteLen, ByteOffset, MemoryDevice};
+use kiln_parallax::{DiskOptions, NewBase, OpenBase, OpenedBase, Pool, PoolError, PoolOptions};
 
 pub(crate) const SECTOR: usize = 512;
 
@@ -23,6 +24,8 @@ pub(crate) type Model = BTreeMap<String, ModelDisk>;
 #[derive(Debug, Clone)]
 pub(crate) enum Op {
     Create(&'static str, u64),
+    /// On the base that all of them are on.
+    CreateOnBase(&'static str),
     /// Disk, first sector, sectors, number.
     Write(&'static str, u64, u64, u8),
     Zero(&'static str, u64, u64),
@@ -37,6 +40,8 @@ pub(crate) enum Op {
     Rename(&'static str, &'static str),
     /// In sectors.
     Resize(&'static str, u64),
+    /// Copies the base into the pool.
+    Flatten(&'static str),
     Gc,
     Checkpoint,
     /// The pool, to that many KiB.
@@ -48,9 +53,56 @@ pub(crate) fn small() -> PoolOptions {
         log: ByteLen::kib(32),
         cache: ByteLen::mib(1),
         background: false,
+        bases: Some(Arc::new(Images::of(&base_content()))),
         ..PoolOptions::default()
     }
 }
+
+/// What the base holds: stretches with holes between them, in two leaves, and an end within a block.
+pub(crate) fn base_content() -> Content {
+    let mut content = vec![0; 2300];
+    for (from, to) in [(0, 64), (500, 540), (700, 701), (2030, 2060), (2290, 2300)] {
+        for (sector, number) in content.iter_mut().enumerate().take(to).skip(from) {
+            *number = u8::try_from(200 + sector % 50).unwrap();
+        }
+    }
+    content
+}
+
+/// Images that can be bases, by their description.
+#[derive(Debug, Default)]
+pub(crate) struct Images(pub(crate) Mutex<BTreeMap<String, Vec<u8>>>);
+
+impl Images {
+    pub(crate) fn of(content: &[u8]) -> Images {
+        let images = Images::default();
+        let bytes = content.iter().flat_map(|number| [*number; SECTOR]).collect();
+        images.0.lock().unwrap().insert("base".to_owned(), bytes);
+        images
+    }
+}
+
+/// An image, which is known by its first and its last byte.
+impl OpenBase for Images {
+    fn open(&self, kind: &str, description: &str) -> Result<OpenedBase, String> {
+        assert_eq!(kind, "test");
+        let images = self.0.lock().unwrap();
+        let bytes = images.get(description).ok_or("it is not there; put it back")?;
+        let mut identity = [0; 32];
+        identity[..2].copy_from_slice(&[bytes[0], bytes[bytes.len() - 1]]);
+        let device = MemoryDevice::new(ByteLen::of(bytes));
+        for (place, block) in (0..).step_by(4096).zip(bytes.chunks(4096)) {
+            // Elsewhere it has holes.
+            if block.iter().any(|byte| *byte != 0) {
+                device.write_at(ByteOffset::new(place), block).map_err(|e| e.to_string())?;
+            }
+        }
+        Ok(OpenedBase { device: Arc::new(device), identity })
+    }
+}
+
+pub(crate) const BASE: NewBase<'static> =
+    NewBase { kind: "test", name: "the base", description: "base" };
 
 impl Op {
     /// Whether everything done so far is durable once this returned.
@@ -64,6 +116,7 @@ impl Op {
         let len = |sectors: u64| ByteLen::new(sectors * 512);
         match *self {
             Op::Create(name, sectors) => pool.create_disk(name, len(sectors), &options),
+            Op::CreateOnBase(name) => pool.create_on_base(name, &BASE, &options).map(|_| ()),
             Op::Write(disk, at, count, number) => {
                 let bytes = vec![number; len(count).to_usize().unwrap()];
                 let at = ByteOffset::new(at * 512);
@@ -83,6 +136,9 @@ impl Op {
             Op::Delete(disk) => pool.delete(disk),
             Op::Rename(disk, name) => pool.rename(disk, name),
             Op::Resize(disk, sectors) => pool.resize(disk, len(sectors)),
+            Op::Flatten(disk) => {
+                pool.flatten(disk, &mut |_, _| ControlFlow::Continue(())).map(|_| ())
+            }
             Op::Gc => pool.gc(),
             Op::Checkpoint => pool.checkpoint(),
             Op::Grow(kib) => pool.grow_to(ByteLen::kib(kib)),
@@ -101,6 +157,16 @@ impl Op {
                 }
                 free
             }
+            Op::CreateOnBase(name) => {
+                let free = !model.contains_key(name);
+                if free {
+                    let mut now = base_content();
+                    now.resize(now.len().next_multiple_of(8), 0);
+                    model.insert(name.into(), ModelDisk { now, ..ModelDisk::default() });
+                }
+                free
+            }
+            Op::Flatten(disk) => model.contains_key(disk),
             Op::Write(disk, at, count, number) => fill(model, disk, at, count, number),
             Op::Zero(disk, at, count) => fill(model, disk, at, count, 0),
             Op::Flush | Op::Settle | Op::Gc | Op::Checkpoint | Op::Grow(_) => true,
@@ -196,7 +262,7 @@ pub(crate) fn any_op(dice: &mut Dice, number: u8) -> Op {
     let (disk, other, snapshot) = (one(DISKS), one(DISKS), one(SNAPSHOTS));
     // Two leaves, with holes between what is written.
     let at = dice.below(5) * 509 % 2100;
-    match dice.below(29) {
+    match dice.below(32) {
         0..=9 => Op::Write(disk, at, 1 + dice.below(30), number),
         10 => Op::Zero(disk, at, 1 + dice.below(40)),
         11 | 12 => Op::Flush,
@@ -210,6 +276,8 @@ pub(crate) fn any_op(dice: &mut Dice, number: u8) -> Op {
         24 => Op::Gc,
         25 | 26 => Op::Settle,
         27 => Op::Grow(4096 + dice.below(1024)),
+        28 | 29 => Op::CreateOnBase(disk),
+        30 => Op::Flatten(disk),
         _ => Op::Checkpoint,
     }
 }
