@@ -16,6 +16,7 @@ use clap::{Arg, Command, CommandFactory as _};
 use clap_complete::Shell;
 use clap_complete::engine::{ArgValueCompleter, CompletionCandidate};
 use clap_complete::env::{Elvish, EnvCompleter, Fish, Powershell, Zsh};
+use kiln_model::scenario::TimeLimit;
 
 use self::bash::Bash;
 use crate::arguments::Arguments;
@@ -23,6 +24,8 @@ use crate::home::Home;
 
 /// Names the shell that asks.
 const VARIABLE: &str = "KILN_COMPLETE";
+/// Says how long to look for names.
+const PATIENCE_VARIABLE: &str = "KILN_COMPLETE_PATIENCE";
 /// Longer, and whoever pressed the key would wonder.
 const PATIENCE: Duration = Duration::from_millis(500);
 /// More names help nobody.
@@ -133,7 +136,9 @@ fn candidates(pool: Option<&PathBuf>, kind: Kind, typed: &OsStr) -> Vec<Completi
     if kind == Kind::Disk && typed.contains('@') {
         return Vec::new();
     }
-    let mut names = kiln_store::glance(pool, typed, PATIENCE);
+    let wanted = std::env::var(PATIENCE_VARIABLE).ok();
+    let wanted = wanted.and_then(|text| text.parse::<TimeLimit>().ok());
+    let mut names = kiln_store::glance(pool, typed, wanted.map_or(PATIENCE, TimeLimit::get));
     names.retain(|name| harmless(name));
     names.truncate(MOST);
     // A snapshot is meant, and its disk is only the beginning of its name.

@@ -232,6 +232,7 @@ pub(crate) const KEYS: &[Key] = &[
 pub(crate) const OTHER_VARIABLES: &[(&str, &str)] = &[
     ("KILN_HOME", "Keep configuration, cache and recordings under this one folder"),
     ("KILN_LOG", "What Kiln tells about itself on stderr, such as `debug` or `kiln_vm=trace`"),
+    ("KILN_COMPLETE_PATIENCE", "How long completion may look for names, `500ms` unless said"),
     ("KILN_GUEST_EMBED", "While building Kiln: the guest executable to build in"),
     ("KILN_STAGE", "In a guest: the name of the stage that runs, for its script"),
     ("KILN_TEST_KERNEL", "For Kiln's own tests: the kernel they boot"),

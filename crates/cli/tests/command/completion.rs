@@ -11,6 +11,9 @@ use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 
 use crate::kiln::{Ended, Kiln, ended};
 
+/// How long names are looked for, however loaded the machine is.
+const LONG: &str = "10m";
+
 /// A pool with disks and snapshots, and some whose names a shell would stumble over.
 fn pool() -> Kiln {
     let kiln = Kiln::new();
@@ -26,7 +29,7 @@ fn pool() -> Kiln {
 /// What zsh and its like would be told, the last word being typed.
 fn told(kiln: &Kiln, shell: &str, words: &[&str]) -> Ended {
     let mut command = kiln.command(&["--"]);
-    command.args(words).env("KILN_COMPLETE", shell);
+    command.args(words).env("KILN_COMPLETE", shell).env("KILN_COMPLETE_PATIENCE", LONG);
     command.env("_CLAP_COMPLETE_INDEX", (words.len() - 1).to_string()).env("_CLAP_IFS", "\n");
     ended(&mut command)
 }
@@ -115,6 +118,7 @@ impl Bash {
             .env("PATH", path)
             .env("HOME", kiln.folder())
             .env("KILN_HOME", kiln.home())
+            .env("KILN_COMPLETE_PATIENCE", LONG)
             .env("INPUTRC", "/dev/null")
             .env("HISTFILE", "")
             .env("TERM", "dumb")
