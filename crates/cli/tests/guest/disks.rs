@@ -57,6 +57,12 @@ btrfs check /dev/disk/by-id/virtio-b
 '''
 "#;
 
+/// The same for those that are killed: however late that is, the file systems are mounted yet.
+fn writes_and_waits() -> String {
+    let (writes, _) = WRITES.split_once("\nsync\n").unwrap();
+    format!("{writes}\nwhile :; do sleep 1; done\n'''\n")
+}
+
 fn pool(room: &Room) -> PathBuf {
     room.path().join("data/kiln/disks.pool")
 }
@@ -155,7 +161,7 @@ fn waits_for_a_lock(pid: u32) -> bool {
 #[test]
 fn the_file_systems_of_a_killed_machine_are_whole_in_a_shell_of_its_stage() {
     let room = Room::new();
-    let mut run = room.start(WRITES);
+    let mut run = room.start(&writes_and_waits());
     let machine = run.until(|event| match event {
         Happening::VmStarted { pid, .. } => Some(*pid),
         _ => None,
@@ -180,7 +186,7 @@ fn the_file_systems_of_a_killed_machine_are_whole_in_a_shell_of_its_stage() {
 #[test]
 fn a_killed_run_leaves_no_disk_and_no_socket() {
     let room = Room::new();
-    let mut run = room.start(WRITES);
+    let mut run = room.start(&writes_and_waits());
     until_round(&mut run, 1);
     let machine = run.processes();
     let sockets = sockets_of(&machine);
@@ -246,8 +252,12 @@ fn eight_machines_on_clones_of_one_disk_take_what_they_write() {
     let machines: std::collections::BTreeSet<u32> =
         run.stages.iter().filter_map(|stage| stage.vm).collect();
     assert_eq!(machines.len(), 8, "a machine each");
+    // The run is over before its owner has heard that the machines' own disks are not needed any more, and has given
+    // their space back.
+    nothing_temporary_is_left(&room);
     let store = Store::open(&pool(&room), &kiln_store::Start::new(["false"])).unwrap();
     let Ok(Reply::Disks { disks }) = store.ask(Request::List) else { panic!("no disks") };
+    store.ask(Request::Gc).unwrap();
     let Ok(Reply::Space(space)) = store.ask(Request::Space) else { panic!("no space") };
     let (kept, base): (Vec<_>, Vec<_>) =
         disks.iter().partition(|disk| disk.name.starts_with("run:"));
