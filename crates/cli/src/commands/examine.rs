@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use kiln_image::cache::ImageError;
 use kiln_image::examine::{Difference, Examined, differences, examine, examine_file};
 use serde_json::json;
 
@@ -51,12 +52,18 @@ pub(crate) fn verify(session: &Session, args: &ImageVerifyArgs) -> Result<Exit, 
     let mut exit = Exit::Success;
     let mut rows = Vec::new();
     for image in &args.images {
-        let faults = match open(session, image) {
-            Ok(examined) => examined.faults,
+        let mut faults = Vec::new();
+        if !Path::new(image).is_file() {
+            faults.extend(store(session)?.check(image).map_err(refused)?);
+        }
+        match open(session, image) {
+            Ok(examined) => faults.extend(examined.faults),
             // What is there and cannot be understood is damaged, too.
-            Err(failure) if failure.exit == Exit::Unsound => vec![format!("{:#}", failure.error)],
+            Err(failure) if failure.exit == Exit::Unsound => {
+                faults.push(format!("{:#}", failure.error));
+            }
             Err(failure) => return Err(failure),
-        };
+        }
         if !faults.is_empty() {
             exit = Exit::Unsound;
         }
@@ -83,7 +90,11 @@ fn open(session: &Session, image: &str) -> Result<Examined, Failure> {
         examine_file(path)
     } else {
         let store = store(session)?;
-        match store.root_plan(image).map_err(refused)? {
+        let plan = store.root_plan(image);
+        if let Err(damaged @ ImageError::Plan(_)) = plan {
+            return Err(Failure::from(damaged).with_exit(Exit::Unsound));
+        }
+        match plan.map_err(refused)? {
             Some(plan) => examine(&plan),
             None => examine_file(&store.place(image).map_err(refused)?),
         }
