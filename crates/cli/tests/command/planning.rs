@@ -104,6 +104,30 @@ fn the_plan_names_the_image_and_whether_it_is_there() {
 }
 
 #[test]
+fn a_bit_that_flipped_in_a_cached_image_is_found() {
+    let kiln = Kiln::new();
+    kiln.write("five.toml", FIVE);
+    let (kernel, guest) = (kernel(&kiln), guest(&kiln));
+    let run = |arguments: &[&str]| ended(kiln.command(arguments).env("KILN_GUEST", &guest));
+    let build = ["image", "build", "five.toml", "-k", &kernel, "--format", "json"];
+    let built = run(&build).exits(0).json();
+    let key = built["key"].as_str().expect("a key");
+    assert_eq!(run(&["image", "verify", key]).exits(0).stdout, format!("sound {key}\n"));
+    let path = built["path"].as_str().expect("a path");
+    let mut bytes = std::fs::read(path).expect("it was built");
+    // In the middle of some file: nothing of the archive's own is there.
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 4;
+    std::fs::write(path, bytes).expect("it is ours");
+    assert_eq!(run(&build).exits(0).json()["cached"], true, "a hit reads nothing");
+    let found = run(&["image", "verify", key]).exits(102).stdout;
+    assert!(found.contains("its bytes are not those it was built with"), "{found}");
+    run(&["image", "rm", key]).exits(0);
+    run(&build).exits(0);
+    run(&["image", "verify", key]).exits(0);
+}
+
+#[test]
 fn a_mistake_in_what_the_guest_holds_is_found_before_anything_runs() {
     let kiln = Kiln::new();
     let stage = "[[stages]]\nname = \"a\"\nrun = \"true\"\n";
