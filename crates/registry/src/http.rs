@@ -1,9 +1,7 @@
 //! One request and its answer: time limits, redirects, bounded bodies, and trying again.
 
-use std::fs::File;
 use std::hash::{BuildHasher as _, Hasher as _, RandomState};
 use std::io::{self, Read};
-use std::os::unix::fs::FileExt as _;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -13,6 +11,7 @@ use ureq::tls::{Certificate, RootCerts, TlsConfig};
 use ureq::{Agent, Body, SendBody};
 
 use crate::RegistryError;
+use crate::content::{Content, Part};
 
 /// Redirects that are followed for one request.
 const MOST_REDIRECTS: u32 = 5;
@@ -79,8 +78,8 @@ impl Stop {
 pub(crate) enum Payload<'a> {
     /// Bytes in memory.
     Bytes(&'a [u8]),
-    /// A part of a file.
-    File { file: &'a File, at: u64, len: u64 },
+    /// A part of what a file holds.
+    Part { content: &'a Content, at: u64, len: u64 },
 }
 
 /// A request, which can be sent again and again.
@@ -411,30 +410,21 @@ impl Payload<'_> {
     fn reader(&self) -> (u64, PayloadReader<'_>) {
         match *self {
             Payload::Bytes(bytes) => (bytes.len() as u64, PayloadReader::Bytes(bytes)),
-            Payload::File { file, at, len } => (len, PayloadReader::File { file, at, left: len }),
+            Payload::Part { content, at, len } => (len, PayloadReader::Part(content.part(at, len))),
         }
     }
 }
 
 enum PayloadReader<'a> {
     Bytes(&'a [u8]),
-    File { file: &'a File, at: u64, left: u64 },
+    Part(Part<'a>),
 }
 
 impl Read for PayloadReader<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         match self {
             PayloadReader::Bytes(bytes) => bytes.read(buffer),
-            PayloadReader::File { file, at, left } => {
-                let most = usize::try_from(*left).unwrap_or(usize::MAX).min(buffer.len());
-                let read = file.read_at(&mut buffer[..most], *at)?;
-                if read == 0 && most > 0 {
-                    return Err(io::Error::other("the file became shorter while it was sent"));
-                }
-                *at += read as u64;
-                *left -= read as u64;
-                Ok(read)
-            }
+            PayloadReader::Part(part) => part.read(buffer),
         }
     }
 }

@@ -10,6 +10,7 @@
 mod cache;
 mod challenge;
 mod client;
+mod content;
 mod credentials;
 mod digest;
 mod error;
@@ -24,6 +25,7 @@ pub mod testing;
 
 pub use cache::Cache;
 pub use client::Access;
+pub use content::Content;
 pub use credentials::{Credentials, Login};
 pub use digest::{Digest, Digester, ParseDigestError};
 pub use error::RegistryError;

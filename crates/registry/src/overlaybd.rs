@@ -18,6 +18,8 @@ pub const BLOB_SIZE: &str = "containerd.io/snapshot/overlaybd/blob-size";
 pub const FS_TYPE: &str = "containerd.io/snapshot/overlaybd/blob-fs-type";
 /// The version of the format.
 pub const VERSION: &str = "containerd.io/snapshot/overlaybd/version";
+/// Whether a layer, which is the topmost then, is none but holds a trace of what to fetch first.
+pub const TRACE: &str = "containerd.io/snapshot/overlaybd/acceleration-layer";
 /// That version.
 pub const THIS_VERSION: &str = "0.1.0";
 /// Layers whose content is in another blob have one of these.
@@ -55,6 +57,18 @@ pub fn layer(digest: Digest, size: u64, fs_type: Option<&str>) -> Descriptor {
     Descriptor { media_type, digest, size, annotations: Some(annotations), platform: None }
 }
 
+/// The layer that a trace is, in its tar; it lies on top of the others.
+pub fn trace_layer(digest: Digest, size: u64, fs_type: Option<&str>) -> Descriptor {
+    let mut layer = layer(digest, size, fs_type);
+    layer.annotations.get_or_insert_default().insert(TRACE.to_owned(), "yes".to_owned());
+    layer
+}
+
+/// The trace that an image brings along, in a tar.
+pub fn trace(image: &ImageManifest) -> Option<&Descriptor> {
+    image.layers.last().filter(|layer| layer.annotation(TRACE) == Some("yes"))
+}
+
 /// Makes an image of layers whose blobs are in the repository, the lowest first, and gives it its tag. The same
 /// layers make the same image.
 pub fn publish(
@@ -83,17 +97,18 @@ fn written(value: &impl Serialize) -> Result<Vec<u8>, RegistryError> {
     })
 }
 
-/// The layers of an image, which all have to be of overlaybd.
+/// The layers of an image, which all have to be of overlaybd; its trace is none of them.
 pub fn layers<'a>(
     reference: &Reference,
     image: &'a ImageManifest,
 ) -> Result<&'a [Descriptor], RegistryError> {
     let unsupported =
         |why: String| Err(RegistryError::Unsupported { what: reference.to_string(), why });
-    if image.layers.is_empty() {
+    let layers = &image.layers[..image.layers.len() - usize::from(trace(image).is_some())];
+    if layers.is_empty() {
         return unsupported("it has no layers".to_owned());
     }
-    for (number, layer) in image.layers.iter().enumerate() {
+    for (number, layer) in layers.iter().enumerate() {
         if ELSEWHERE.iter().any(|name| layer.annotation(name).is_some()) {
             return unsupported(format!(
                 "layer {number} only refers to an ordinary layer (turboOCI); convert the image to overlaybd"
@@ -111,5 +126,5 @@ pub fn layers<'a>(
             ));
         }
     }
-    Ok(&image.layers)
+    Ok(layers)
 }

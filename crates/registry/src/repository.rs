@@ -1,6 +1,5 @@
 //! A registry's folder of blobs and manifests: asked for, fetched, and added to.
 
-use std::fs::File;
 use std::io::{Read, Write};
 use std::path::Path;
 use std::time::Duration;
@@ -8,8 +7,8 @@ use std::time::Duration;
 use ureq::http::{Method, StatusCode};
 
 use crate::client::Client;
+use crate::content::Content;
 use crate::digest::Digester;
-use crate::error::failed;
 use crate::http::{Answer, Payload, Request, escaped, resolve, shown, unreachable};
 use crate::manifest::{
     DOCKER_LIST, DOCKER_MANIFEST, LARGEST_MANIFEST, Manifest, OCI_INDEX, OCI_MANIFEST, choose,
@@ -285,9 +284,18 @@ impl Repository {
         digest: &Digest,
         mount_from: Option<&str>,
     ) -> Result<Pushed, RegistryError> {
-        let file = File::open(path).map_err(failed("open", path))?;
-        let len = file.metadata().map_err(failed("look at", path))?.len();
-        self.push(digest, len, mount_from, &|at, len| Payload::File { file: &file, at, len })
+        self.push_content(&Content::of_file(path)?, digest, mount_from)
+    }
+
+    /// Sends a content whose digest is known, as [`push_file`](Repository::push_file) does.
+    pub fn push_content(
+        &self,
+        content: &Content,
+        digest: &Digest,
+        mount_from: Option<&str>,
+    ) -> Result<Pushed, RegistryError> {
+        let piece = |at, len| Payload::Part { content, at, len };
+        self.push(digest, content.size(), mount_from, &piece)
     }
 
     fn push<'a>(

@@ -14,9 +14,10 @@ use kiln_registry::Reference;
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   kiln layer push base.obd top.obd registry.example/disks/root:1
-  kiln layer push --fs-type ext4 one.obd localhost:5000/root:latest")]
+  kiln layer push --fs-type ext4 one.obd localhost:5000/root:latest
+  kiln layer push --trace start.trace base.obd localhost:5000/root:fast")]
 pub(crate) struct LayerPushArgs {
-    /// Sealed layers in tars, the lowest first
+    /// Sealed layers, the lowest first; one that is not in a tar is sent in one
     #[arg(value_name = "LAYER", required = true, num_args = 1..)]
     pub(crate) layers: Vec<PathBuf>,
 
@@ -27,6 +28,10 @@ pub(crate) struct LayerPushArgs {
     /// Which file system is on the disk, for those who mount it
     #[arg(long, value_name = "TYPE")]
     pub(crate) fs_type: Option<String>,
+
+    /// Send this trace along: whoever mounts the image fetches first what it names
+    #[arg(long, value_name = "FILE")]
+    pub(crate) trace: Option<PathBuf>,
 
     /// Take over what this repository of the same registry has, instead of sending it
     #[arg(long, value_name = "REPOSITORY")]
@@ -75,6 +80,7 @@ pub(crate) struct LayerPullArgs {
   kiln layer mount --at /mnt registry.example/disks/root:1
   kiln layer mount base.obd top.obd
   kiln layer mount --upper up.data --upper-index up.index base.obd --at /mnt
+  kiln layer mount --record-trace start.trace base.obd --at /mnt
   kiln layer umount /mnt")]
 pub(crate) struct LayerMountArgs {
     /// What to mount
@@ -171,6 +177,14 @@ pub(crate) struct LayerImageArgs {
     /// Of a registry: fetch everything in the background, too
     #[arg(long)]
     pub(crate) download: bool,
+
+    /// Fetch first what this trace names; by default the one that comes with the image
+    #[arg(long, value_name = "FILE")]
+    pub(crate) trace: Option<PathBuf>,
+
+    /// Note what is read, and write that to this file at the end
+    #[arg(long, value_name = "FILE")]
+    pub(crate) record_trace: Option<PathBuf>,
 
     /// Of a registry: how much to keep for the next time, of all images together
     #[arg(long, value_name = "SIZE", default_value = "10G", value_parser = str::parse::<ByteLen>)]

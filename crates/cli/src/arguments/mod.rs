@@ -138,7 +138,7 @@ pub(crate) enum Command {
     Warm(WarmCommand),
     Supermin(SuperminArgs),
     Disk(DiskArgs),
-    /// Make, look at and convert overlaybd layers
+    /// Make, check, convert, mount, push and pull overlaybd layers
     #[command(subcommand)]
     Layer(LayerCommand),
     /// Execute a job spec: what `kiln run` starts, and what other machines are sent

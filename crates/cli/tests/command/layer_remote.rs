@@ -292,8 +292,60 @@ fn a_mount_that_fails_leaves_nothing_and_says_why() {
     mount(&nowhere).exits(2).complains(&["is not in the registry"]);
     mount("disk.img").exits(102);
     place.run(&["layer", "mount", "--at", "missing", "base.obd"]).exits(2).complains(&["mkdir"]);
-    let push = ["layer", "push", "empty.obd", &nowhere];
-    place.run(&push).exits(2).complains(&["is not in a tar", "kiln layer merge --tar"]);
+    place.is_clean();
+}
+
+#[test]
+fn a_layer_that_is_in_no_tar_is_sent_in_one() {
+    let place = Place::new();
+    place.layer("in-tar.obd", "lz4");
+    let convert = ["layer", "convert", "--to", "overlaybd", "--output", "plain.obd", "disk.img"];
+    place.run(&convert).exits(0);
+    let (plain, in_tar) = (place.path("plain.obd"), place.path("in-tar.obd"));
+    let in_tar = fs::read(in_tar).expect("it is there");
+    assert!(fs::read(plain).expect("it is there") != in_tar);
+    let image = place.pushed("plain.obd");
+    // What others make of it, byte for byte; so it is there already.
+    place.run(&["layer", "push", "in-tar.obd", &image]).exits(0).complains(&["there already"]);
+    place.run(&["layer", "pull", &image]).exits(0);
+    assert!(fs::read(place.path("root/000.obd")).expect("it is there") == in_tar);
+    place.run(&["layer", "verify", "root/config.v1.json"]).exits(0);
+}
+
+#[test]
+fn what_was_read_once_is_fetched_before_anybody_asks_wherever_the_image_goes() {
+    let place = Place::new();
+    place.layer("base.obd", "lz4");
+    place.mount(&["--record-trace", "start.trace", "base.obd"]);
+    holds_the_tree(&place.path("mnt"));
+    place.run(&["layer", "umount", "mnt"]).exits(0);
+    let text = fs::read_to_string(place.path("start.trace")).expect("it was written");
+    assert!(text.lines().count() > 2, "{text}");
+    let image = place.image(place.server.address());
+    let push = ["layer", "push", "--trace", "start.trace", "base.obd", &image];
+    place.run(&push).exits(0).complains(&["start.trace: ", "sent"]);
+    // Nobody reads the large file, and it comes.
+    let proxy = Proxy::start(place.server.address(), |_| Fault::None);
+    place.mount(&[&place.image(proxy.address())]);
+    while proxy.blob_bytes() < 8 << 20 {
+        std::thread::yield_now();
+    }
+    holds_the_tree(&place.path("mnt"));
+    place.run(&["layer", "umount", "mnt"]).exits(0);
+    // In a folder it lies on top, too, and is no layer.
+    place.run(&["layer", "pull", &image]).exits(0);
+    assert!(place.path("root/acceleration/trace").exists());
+    place.mount(&["--trace", "start.trace", "root/config.v1.json"]);
+    place.run(&["layer", "umount", "mnt"]).exits(0);
+    let json = place.run(&["layer", "inspect", "root/config.v1.json", "--format", "json"]);
+    assert_eq!(json.exits(0).json()["layers"].as_array().map(Vec::len), Some(1));
+    // What somebody asks for has to be one; what comes along need not.
+    let mount = ["layer", "mount", "--at", "mnt", "--trace", "base.obd", &image];
+    place.run(&mount).exits(2).complains(&["--record-trace"]);
+    place.kiln.write("root/acceleration/trace", "/etc/passwd");
+    let mount = ["layer", "mount", "--at", "mnt", "root/config.v1.json"];
+    place.run(&mount).exits(0).complains(&["nothing is fetched ahead"]);
+    place.run(&["layer", "umount", "mnt"]).exits(0);
     place.is_clean();
 }
 

@@ -12,6 +12,7 @@ mod help;
 mod history;
 mod kiln;
 mod layer;
+mod layer_model;
 mod layer_remote;
 mod nbd;
 mod observing;

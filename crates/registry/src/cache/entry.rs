@@ -19,6 +19,7 @@ use std::time::SystemTime;
 use rustix::fs::{FlockOperation, flock};
 
 use super::Cache;
+use super::claim::{self, Locked, Taken};
 
 /// Bytes that are fetched and checked at once.
 pub(crate) const CHUNK: u64 = 64 << 10;
@@ -28,6 +29,14 @@ const WHOLE_AT: u64 = 24;
 const MARK: u32 = u32::from_le_bytes(*b"KILN");
 /// Bytes that are stored between two looks at how full the cache is.
 const LOOK_EVERY: u64 = 16 << 20;
+
+/// Chunks that this process may fetch, for others leave them to it until this is dropped.
+#[derive(Debug)]
+pub(crate) struct Claim<'a> {
+    /// How many; none where another process is fetching the first one.
+    pub(crate) count: u64,
+    _locked: Option<Locked<'a>>,
+}
 
 /// One blob, open. It stays where it is until this is dropped.
 #[derive(Debug)]
@@ -153,6 +162,24 @@ impl Entry {
         self.map.write_all_at(&word, HEADER + chunk * 8)?;
         self.set_checked(chunk, true);
         Ok(true)
+    }
+
+    /// Asks other processes to leave chunks to this one, as far as none of them is fetching them itself.
+    pub(crate) fn claim(&self, first: u64, count: u64) -> Claim<'_> {
+        match claim::take(&self.map, HEADER + first * 8, count * 8) {
+            Taken::Some(locked) => Claim { count: locked.len() / 8, _locked: Some(locked) },
+            Taken::None => Claim { count: 0, _locked: None },
+            Taken::Unknown => Claim { count, _locked: None },
+        }
+    }
+
+    /// Asks other processes to leave the fetching of the whole blob in one stream to this one.
+    pub(crate) fn claim_whole(&self) -> Claim<'_> {
+        match claim::take(&self.map, 0, 1) {
+            Taken::Some(locked) => Claim { count: u64::MAX, _locked: Some(locked) },
+            Taken::None => Claim { count: 0, _locked: None },
+            Taken::Unknown => Claim { count: u64::MAX, _locked: None },
+        }
     }
 
     /// Forgets a chunk that turned out wrong.

@@ -3,6 +3,7 @@
 //! Blobs are kept under their digest, so what is kept is never out of date. Several processes can read and add to
 //! one blob at once. Everything may be deleted at any time by whoever holds the blob's lock alone.
 
+mod claim;
 mod entry;
 
 use std::fs::{self, File};
@@ -18,7 +19,7 @@ use rustix::fs::{FlockOperation, flock};
 use crate::error::failed;
 use crate::{Digest, RegistryError};
 
-pub(crate) use entry::{CHUNK, Entry};
+pub(crate) use entry::{CHUNK, Claim, Entry};
 
 /// The most traces that are kept.
 const MOST_TRACES: usize = 1000;

@@ -4,11 +4,12 @@ use std::collections::{HashMap, VecDeque};
 use std::io::{self, Read as _};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use super::trace::Run;
 use super::{Notice, PIECE, Shared, WIDEST};
 use crate::RegistryError;
-use crate::cache::CHUNK;
+use crate::cache::{CHUNK, Claim, Entry};
 use crate::digest::Digester;
 use crate::http::unreachable;
 use crate::repository::Range;
@@ -19,6 +20,9 @@ const MOST_WORKERS: usize = 4;
 const MOST_AHEAD: usize = 2;
 /// Chunks that are held in memory where they cannot be kept: 32 MiB.
 const MOST_RECENT: usize = 512;
+
+/// The longest pause between two looks at what another process is doing.
+const LONGEST_LOOK: Duration = Duration::from_millis(50);
 
 /// A run of chunks that is fetched by one request.
 #[derive(Debug)]
@@ -297,36 +301,103 @@ fn fetch(shared: &Shared, job: &Job) -> Result<(), RegistryError> {
     let http = &shared.repository.client.http;
     http.persist_in_steps(|got_on| {
         loop {
+            let first = next;
             while next < end && shared.has(next) {
                 shared.lock().landed(next);
                 next += 1;
             }
-            if next == end {
+            if next > first {
+                // Another process may have brought them.
                 shared.changed.notify_all();
+            }
+            if next == end {
                 return Ok(());
             }
             if shared.lock().ended {
                 return Err(RegistryError::Stopped);
             }
-            let len = (end * CHUNK).min(shared.blob.size) - next * CHUNK;
+            // One stream brings everything where there are no ranges, so one at a time is enough.
+            let is_known = shared.lock().told_no_ranges;
+            let taking_turns = is_known.then(|| shared.streaming.lock());
+            let turn = match &taking_turns {
+                Some(_) => take_turn(shared, next, &Entry::claim_whole)?,
+                None => take_turn(shared, next, &|entry| entry.claim(next, end - next))?,
+            };
+            let Some(turn) = turn else { continue };
+            // What others have brought in between ends the run.
+            let run = next..next.saturating_add(turn.count).min(end);
+            let until = next + run.take_while(|chunk| !shared.has(*chunk)).count() as u64;
+            if until == next {
+                continue;
+            }
+            let len = (until * CHUNK).min(shared.blob.size) - next * CHUNK;
             shared.requests.fetch_add(1, Ordering::Relaxed);
             let range = shared.repository.begin_range(&shared.blob, next * CHUNK, len)?;
             if !range.whole {
-                return receive(shared, range, &mut next, end, got_on);
+                receive(shared, range, &mut next, until, got_on)?;
+                continue;
+            }
+            if is_known {
+                return stream(shared, range);
             }
             if !std::mem::replace(&mut shared.lock().told_no_ranges, true) {
                 let blob = shared.blob.digest.to_string();
                 (shared.options.tell)(Notice::NoRanges { blob });
             }
-            let Ok(_streaming) = shared.streaming.try_lock() else {
-                // Somebody else is at it, and brings these chunks too.
-                drop(range);
-                drop(shared.streaming.lock());
+            // It has begun, and goes on if nobody else is at it.
+            let Ok(_streaming) = shared.streaming.try_lock() else { continue };
+            let whole = shared.entry.as_ref().map(Entry::claim_whole);
+            // A stream that another one ended while this one began has brought everything.
+            if shared.has(next) {
                 continue;
-            };
-            return stream(shared, range);
+            }
+            if whole.as_ref().is_none_or(|claim| claim.count > 0) || shared.is_impatient() {
+                return stream(shared, range);
+            }
         }
     })
+}
+
+/// This process's turn to fetch; others leave it alone until this is dropped.
+struct Turn<'a> {
+    _claim: Option<Claim<'a>>,
+    /// How many chunks.
+    count: u64,
+}
+
+/// Waits until this process may fetch a chunk, or another one has brought it: then `None`.
+fn take_turn<'a>(
+    shared: &'a Shared,
+    chunk: u64,
+    claim: &dyn Fn(&'a Entry) -> Claim<'a>,
+) -> Result<Option<Turn<'a>>, RegistryError> {
+    let alone = Turn { _claim: None, count: u64::MAX };
+    let Some(entry) = &shared.entry else { return Ok(Some(alone)) };
+    let begun = Instant::now();
+    let mut pause = Duration::from_millis(1);
+    loop {
+        let claim = claim(entry);
+        // Whoever had it may have brought it just now.
+        if shared.has(chunk) {
+            return Ok(None);
+        }
+        if claim.count > 0 {
+            let count = claim.count;
+            return Ok(Some(Turn { _claim: Some(claim), count }));
+        }
+        if shared.is_impatient() {
+            return Ok(Some(alone));
+        }
+        if begun.elapsed() > shared.options.patience {
+            // It may be stopped. From now on nothing is left to it.
+            shared.impatient.store(true, Ordering::Relaxed);
+            continue;
+        }
+        if shared.lock().ended || shared.repository.client.http.options.stop.wait(pause) {
+            return Err(RegistryError::Stopped);
+        }
+        pause = (pause * 2).min(LONGEST_LOOK);
+    }
 }
 
 fn receive(

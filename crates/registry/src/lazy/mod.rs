@@ -4,8 +4,9 @@ mod flight;
 mod trace;
 
 use std::fmt;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use kiln_block::{BlockSource, ByteLen, ByteOffset, DeviceError};
 
@@ -69,8 +70,15 @@ pub struct LazyOptions {
     pub cache: Option<Arc<Cache>>,
     /// Whether to fetch in advance what was read last time, or else to note it for the next time.
     pub trace: bool,
+    /// How long what another process is fetching is left to it, before it is fetched once more.
+    pub patience: Duration,
     /// Hears what its user should.
     pub tell: Arc<dyn Fn(Notice) + Send + Sync>,
+}
+
+impl LazyOptions {
+    /// What is fetched by a process that gets on is there much sooner.
+    pub const PATIENCE: Duration = Duration::from_secs(10);
 }
 
 impl fmt::Debug for LazyOptions {
@@ -101,6 +109,8 @@ struct Shared {
     /// Held by whoever fetches everything in one stream.
     streaming: Mutex<()>,
     recorder: Option<Recorder>,
+    /// Another process took too long, and nothing is left to others any more.
+    impatient: AtomicBool,
     /// A read from this chunk on is a reason to fetch more ahead.
     trigger: AtomicU64,
     requests: AtomicU64,
@@ -159,6 +169,7 @@ impl Reader {
             changed: Condvar::new(),
             streaming: Mutex::default(),
             recorder,
+            impatient: AtomicBool::new(false),
             trigger: AtomicU64::new(u64::MAX),
             requests: AtomicU64::new(0),
             bytes: AtomicU64::new(0),
@@ -222,6 +233,10 @@ impl Reader {
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn is_impatient(&self) -> bool {
+        self.impatient.load(Ordering::Relaxed)
     }
 
     fn chunks(&self) -> u64 {

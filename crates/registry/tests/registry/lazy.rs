@@ -2,10 +2,11 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use kiln_block::{BlockDevice as _, BlockSource, ByteLen, ByteOffset, ReadOnly};
 use kiln_registry::testing::{Fault, Proxy};
-use kiln_registry::{Cache, LazyOptions, Notice, Reader};
+use kiln_registry::{Cache, Descriptor, LazyOptions, Notice, Reader};
 
 use crate::{repository, with_blob};
 
@@ -28,7 +29,8 @@ impl Place {
     fn options(&self, trace: bool) -> LazyOptions {
         let told = Arc::clone(&self.told);
         let tell = Arc::new(move |notice| told.lock().expect("nobody panicked").push(notice));
-        LazyOptions { cache: Some(Arc::clone(&self.cache)), trace, tell }
+        let (cache, patience) = (Some(Arc::clone(&self.cache)), Duration::MAX);
+        LazyOptions { cache, trace, patience, tell }
     }
 }
 
@@ -222,9 +224,78 @@ fn a_cache_that_is_too_small_is_no_reason_to_fail() {
 #[test]
 fn without_a_cache_it_is_read_all_the_same() {
     let (server, bytes, blob) = with_blob(20 * CHUNK);
-    let options = LazyOptions { cache: None, trace: true, tell: Arc::new(|_| {}) };
+    let options = LazyOptions {
+        cache: None,
+        trace: true,
+        patience: LazyOptions::PATIENCE,
+        tell: Arc::new(|_| {}),
+    };
     let reader = Reader::open(&repository(server.address()), &blob, options).unwrap();
     assert!(read(&reader, 0, bytes.len()) == bytes);
     reader.complete().unwrap();
     assert!(!reader.is_whole(), "nobody would know the next time");
+}
+
+/// Readers that know nothing of each other, each with a cache opened by itself, as in processes of their own.
+fn strangers(place: &Place, address: &str, blob: &Descriptor, count: usize) -> Vec<Reader> {
+    let open = || {
+        let cache = Cache::open(place.cache.folder(), ByteLen::gib(1)).expect("a cache");
+        let options = LazyOptions { cache: Some(Arc::new(cache)), ..place.options(false) };
+        Reader::open(&repository(address), blob, options).expect("it opens")
+    };
+    std::iter::repeat_with(open).take(count).collect()
+}
+
+#[test]
+fn several_processes_fetch_each_chunk_once() {
+    let (server, bytes, blob) = with_blob(150 * CHUNK + 77);
+    let proxy = Proxy::start(server.address(), |_| Fault::None);
+    let place = Place::new(ByteLen::gib(1));
+    let readers = strangers(&place, proxy.address(), &blob, 3);
+    std::thread::scope(|scope| {
+        for (number, reader) in readers.iter().enumerate() {
+            let bytes = &bytes;
+            scope.spawn(move || {
+                // In sequence, backwards, and all over the place.
+                for step in 0..150 {
+                    let chunk = [step, 149 - step, step * 37 % 150][number];
+                    let (at, len) = (chunk * CHUNK, CHUNK + 77);
+                    assert!(read(reader, at, len) == bytes[at..at + len], "chunk {chunk}");
+                }
+            });
+        }
+    });
+    assert_eq!(proxy.blob_bytes(), bytes.len() as u64, "{:?}", proxy.ranges());
+}
+
+#[test]
+fn several_processes_fetch_a_blob_without_ranges_once() {
+    let (server, bytes, blob) = with_blob(60 * CHUNK);
+    let proxy = Proxy::start(server.address(), |_| Fault::NoRange);
+    let place = Place::new(ByteLen::gib(1));
+    let readers = strangers(&place, proxy.address(), &blob, 2);
+    std::thread::scope(|scope| {
+        for reader in &readers {
+            scope.spawn(|| assert!(read(reader, 0, bytes.len()) == bytes));
+        }
+    });
+    let fetched: u64 = readers.iter().map(|reader| reader.fetches().bytes).sum();
+    assert_eq!(fetched, bytes.len() as u64);
+}
+
+#[test]
+fn what_another_process_never_brings_is_fetched_after_all() {
+    use nix::fcntl::{FcntlArg, fcntl};
+    use nix::libc::{F_WRLCK, SEEK_SET, flock};
+    let (server, bytes, blob) = with_blob(10 * CHUNK);
+    let place = Place::new(ByteLen::gib(1));
+    let options = LazyOptions { patience: Duration::from_millis(1), ..place.options(false) };
+    let reader = Reader::open(&repository(server.address()), &blob, options).unwrap();
+    let map = place.cache.folder().join("blobs").join(blob.digest.hex()).join("map");
+    let map = std::fs::File::options().read(true).write(true).open(map).unwrap();
+    let kind = |kind: i32| i16::try_from(kind).unwrap();
+    let all =
+        flock { l_type: kind(F_WRLCK), l_whence: kind(SEEK_SET), l_start: 0, l_len: 0, l_pid: 0 };
+    fcntl(&map, FcntlArg::F_OFD_SETLK(&all)).unwrap();
+    assert!(read(&reader, 0, bytes.len()) == bytes);
 }

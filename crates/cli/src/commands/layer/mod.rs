@@ -2,6 +2,7 @@
 
 mod apply;
 mod convert;
+mod ending;
 mod look;
 mod make;
 mod mount;
@@ -9,6 +10,7 @@ mod output;
 mod remote;
 mod serve;
 mod sources;
+mod traces;
 mod transfer;
 
 use std::path::Path;

@@ -14,6 +14,7 @@ use kiln_registry::{
 };
 
 use super::refused;
+use super::traces::{Ahead, Brought, Recording};
 use crate::arguments::{LayerImageArgs, RegistryArgs};
 use crate::exit::Exit;
 use crate::failure::Failure;
@@ -61,9 +62,17 @@ pub(super) struct Opened {
     pub(super) name: String,
     /// Its layers that are in a registry.
     readers: Vec<Reader>,
+    /// What is fetched before anybody asks.
+    _ahead: Option<Ahead>,
+    recording: Option<Recording>,
 }
 
 impl Opened {
+    /// Writes down what was read, where that is wanted.
+    pub(super) fn keep_trace(&self) -> Result<(), Failure> {
+        self.recording.as_ref().map_or(Ok(()), Recording::keep)
+    }
+
     /// Fetches everything that is missing, on a thread of its own.
     pub(super) fn download(&self) {
         let readers = self.readers.clone();
@@ -122,8 +131,10 @@ pub(super) fn open(
         });
         opened.map(Some)
     };
+    let given = args.trace.as_ref().map(|path| Brought::of_file(&session.folder.join(path)));
+    let given = given.transpose()?;
     let (options, readers) = (OpenOptions::default(), Vec::new());
-    let mut source = Source { session, args, stop: &opening.stop, options, readers };
+    let mut source = Source { session, args, stop: &opening.stop, options, readers, brought: None };
     let (layers, upper, name) = match named(session, &args.image)? {
         Named::Layers(paths) => {
             let layers = paths.iter().map(|path| {
@@ -136,6 +147,10 @@ pub(super) fn open(
             let config = Config::load(&path).map_err(refused)?;
             let folder = super::output::folder_of(&path);
             let layers = source.of_config(&config, folder)?;
+            source.brought = config.trace.as_ref().and_then(|trace| {
+                let path = folder.join(trace);
+                path.exists().then(|| Brought::of_file(&path).ok()).flatten()
+            });
             let own = config.upper.as_ref().filter(|_| !args.read_only && args.upper.is_none());
             let own = own.map(|upper| upper.open(folder)).transpose().map_err(refused)?;
             let upper = if own.is_some() { own } else { upper()? };
@@ -151,8 +166,21 @@ pub(super) fn open(
     for mismatch in image.stack().map(|stack| stack.chain_mismatches()).unwrap_or_default() {
         say(&format!("warning: {mismatch}"));
     }
+    let trace = match &given {
+        Some(given) => Some(given.read(image.stack())?),
+        None => source.brought.as_ref().and_then(|brought| brought.try_read(image.stack())),
+    };
+    let disk = image.into_device();
+    let recording = args.record_trace.as_ref().map(|path| {
+        // What is fetched ahead is not what was read.
+        Recording::begin(Arc::clone(&disk), session.folder.join(path))
+    });
+    let recording = recording.transpose()?;
+    let ahead = trace.filter(|trace| !trace.is_empty());
+    let ahead = ahead.map(|trace| Ahead::start(trace, Arc::clone(&disk)));
+    let disk = recording.as_ref().map_or(disk, Recording::disk);
     opening.is_over.store(true, Ordering::Release);
-    Ok(Opened { disk: image.into_device(), name, readers: source.readers })
+    Ok(Opened { disk, name, readers: source.readers, _ahead: ahead, recording })
 }
 
 fn file_name(path: &Path) -> String {
@@ -189,6 +217,8 @@ struct Source<'a> {
     stop: &'a Stop,
     options: OpenOptions,
     readers: Vec<Reader>,
+    /// A trace that came with the image.
+    brought: Option<Brought>,
 }
 
 impl Source<'_> {
@@ -203,7 +233,16 @@ impl Source<'_> {
         let repository = Arc::new(Repository::new(reference, &access).map_err(unreached)?);
         let (_, image) = repository.image(reference, &Platform::here()).map_err(unreached)?;
         let blobs = overlaybd::layers(reference, &image).map_err(unreached)?;
-        self.of_blobs(&repository, blobs)
+        let trace = overlaybd::trace(&image).filter(|_| self.args.trace.is_none());
+        std::thread::scope(|scope| {
+            let fetching = trace.map(|trace| {
+                let repository = &repository;
+                scope.spawn(move || Brought::of_blob(repository, trace))
+            });
+            let layers = self.of_blobs(&repository, blobs);
+            self.brought = fetching.and_then(|thread| thread.join().ok().flatten());
+            layers
+        })
     }
 
     fn of_config(&mut self, config: &Config, folder: &Path) -> Result<Vec<Layer>, Failure> {
@@ -274,7 +313,8 @@ impl Source<'_> {
             unreached(error).with_exit(Exit::Setup).hint("KILN_HOME moves the cache elsewhere")
         })?;
         let tell = Arc::new(|notice: Notice| say(&format!("warning: {notice}")));
-        let lazy = LazyOptions { cache: Some(Arc::new(cache)), trace: true, tell };
+        let patience = LazyOptions::PATIENCE;
+        let lazy = LazyOptions { cache: Some(Arc::new(cache)), trace: true, patience, tell };
         let options = &self.options;
         let open = |blob: &Descriptor| open_blob(repository, blob, lazy.clone(), options);
         let mut opened = Vec::new();

@@ -1,17 +1,16 @@
 //! `kiln layer serve`: an image for clients, until Ctrl-C.
 
-use std::sync::mpsc;
 use std::time::Duration;
 
 use kiln_export::{Export, Exports, fuse, nbd, ublk, vhost_user};
 use serde_json::json;
 
+use super::ending::Ending;
 use super::remote;
 use crate::arguments::LayerServeArgs;
 use crate::exit::Exit;
 use crate::failure::{Explain as _, Failure};
 use crate::session::Session;
-use crate::signals::{self, Heard};
 use crate::{hostile, terminal};
 
 /// How long clients' requests may take when serving ends.
@@ -24,19 +23,8 @@ pub(super) fn serve(session: &Session, args: &LayerServeArgs) -> Result<Exit, Fa
         return Err(Failure::new(Exit::Usage, "nobody could reach the disk")
             .hint("add --nbd localhost:10809, --vhost-user PATH, --fuse DIR or --ublk"));
     }
-    let (tell, told) = mpsc::channel();
     let opening = remote::Opening::default();
-    let stopping = opening.clone();
-    signals::listen(move |signal| {
-        if signal != Heard::Resized {
-            stopping.stop();
-            // Fails when we are ending already.
-            let _ = tell.send(());
-        }
-    })
-    .tried(|| "cannot listen for signals".to_owned())
-    .exits(Exit::InfrastructureBroke)?;
-
+    let ending = Ending::listen(&opening)?;
     let opened = remote::open(session, &args.image, &opening)?;
     let name = opened.name.clone();
     let export = Export::new(std::sync::Arc::clone(&opened.disk));
@@ -91,8 +79,7 @@ pub(super) fn serve(session: &Session, args: &LayerServeArgs) -> Result<Exit, Fa
         }
         terminal::say("serving until Ctrl-C");
     }
-    // The other end goes with the process alone.
-    let _ = told.recv();
+    ending.wait();
     let cut_off: usize = servers.into_iter().map(|server| server.stop(GRACE)).sum();
     sockets.into_iter().for_each(vhost_user::Server::stop);
     drop(devices);
@@ -102,6 +89,7 @@ pub(super) fn serve(session: &Session, args: &LayerServeArgs) -> Result<Exit, Fa
         .flush()
         .tried(|| "cannot keep what was written".to_owned())
         .exits(Exit::InfrastructureBroke)?;
+    opened.keep_trace()?;
     if cut_off + in_use > 0 {
         terminal::say(&format!("warning: {} clients were hung up on", cut_off + in_use));
     }

@@ -4,45 +4,50 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
 use kiln_block::ByteLen;
-use kiln_overlaybd::{Input, Layer, OpenOptions};
-use kiln_registry::{Digest, Platform, Pushed, Repository, overlaybd};
+use kiln_overlaybd::{Input, Layer, OpenOptions, Stack, Trace, around_layer};
+use kiln_registry::{Content, Descriptor, Platform, Pushed, Repository, overlaybd};
 use serde_json::json;
 
 use super::output::{folder_of, sync};
 use super::refused;
 use super::remote::{access, unreached};
+use super::traces::Brought;
 use crate::arguments::{LayerPullArgs, LayerPushArgs};
 use crate::exit::Exit;
 use crate::failure::{Explain as _, Failure};
 use crate::session::Session;
-use crate::signals::{self, Heard};
-use crate::{hostile, terminal};
+use crate::{hostile, signals, terminal};
 
 /// `kiln layer push`
 pub(super) fn push(session: &Session, args: &LayerPushArgs) -> Result<Exit, Failure> {
     let access = access(session, &args.registry);
     listen(&access)?;
     let repository = Repository::new(&args.reference, &access).map_err(unreached)?;
+    let mut opened = Vec::new();
     let mut layers = Vec::new();
     // All of them are looked at before the first one is sent.
     for path in &args.layers {
         let layer = Input::open(path).and_then(|input| Layer::open(input, &OpenOptions::default()));
         let layer = layer.map_err(refused)?;
-        if !layer.is_in_tar() {
-            let shown = path.display();
-            return Err(Failure::new(Exit::Usage, format!("{shown} is not in a tar"))
-                .hint(format!("kiln layer merge --tar --output {shown}.tar {shown}")));
-        }
+        let content = Content::of_file(path).map_err(unreached)?;
+        let content = match layer.is_in_tar() {
+            true => content,
+            // A registry's image consists of tars.
+            false => {
+                let (head, tail) = around_layer(content.size());
+                content.between(head, tail)
+            }
+        };
         let tried = || format!("cannot read {}", path.display());
-        let file = File::open(path).tried(tried).exits(Exit::Usage)?;
-        let (digest, size) =
-            Digest::of_reader(file).tried(tried).exits(Exit::InfrastructureBroke)?;
-        layers.push((path, overlaybd::layer(digest, size, args.fs_type.as_deref())));
+        let digest = content.digest().tried(tried).exits(Exit::InfrastructureBroke)?;
+        let descriptor = overlaybd::layer(digest, content.size(), args.fs_type.as_deref());
+        layers.push((path, content, descriptor));
+        opened.push(layer);
     }
+    let trace = args.trace.as_ref().map(|path| trace(&session.folder.join(path), opened));
+    let trace = trace.transpose()?;
     let mut told = Vec::new();
-    for (path, layer) in &layers {
-        let from = args.mount_from.as_deref();
-        let pushed = repository.push_file(path, &layer.digest, from).map_err(unreached)?;
+    let mut tell = |path: &Path, layer: &Descriptor, pushed| {
         let (word, how) = match pushed {
             Pushed::Already => ("there already", "already"),
             Pushed::Mounted => ("taken over", "mounted"),
@@ -50,8 +55,21 @@ pub(super) fn push(session: &Session, args: &LayerPushArgs) -> Result<Exit, Fail
         };
         say(session, &format!("{}: {}, {word}", path.display(), ByteLen::new(layer.size)));
         told.push(json!({"digest": layer.digest.to_string(), "size": layer.size, "how": how}));
+    };
+    let mut descriptors = Vec::new();
+    for (path, content, layer) in layers {
+        let from = args.mount_from.as_deref();
+        let pushed = repository.push_content(&content, &layer.digest, from).map_err(unreached)?;
+        tell(path, &layer, pushed);
+        descriptors.push(layer);
     }
-    let descriptors = layers.into_iter().map(|(_, layer)| layer).collect();
+    if let (Some(path), Some(trace)) = (&args.trace, trace) {
+        let (digest, pushed) = repository.push_bytes(&trace).map_err(unreached)?;
+        let fs_type = args.fs_type.as_deref();
+        let layer = overlaybd::trace_layer(digest, trace.len() as u64, fs_type);
+        tell(path, &layer, pushed);
+        descriptors.push(layer);
+    }
     let digest =
         overlaybd::publish(&repository, &args.reference, descriptors).map_err(unreached)?;
     let image = args.reference.pinned(digest);
@@ -62,6 +80,13 @@ pub(super) fn push(session: &Session, args: &LayerPushArgs) -> Result<Exit, Fail
         false => terminal::out_line(&image.to_string())?,
     }
     Ok(Exit::Success)
+}
+
+/// A trace as it lies on top of those layers in a registry.
+fn trace(path: &Path, layers: Vec<Layer>) -> Result<Vec<u8>, Failure> {
+    let stack = Stack::new(layers).map_err(refused)?;
+    let trace = Brought::of_file(path)?.read(Some(&stack))?;
+    Ok(Trace::in_tar(&trace.to_layers(&stack)))
 }
 
 /// `kiln layer pull`
@@ -99,7 +124,20 @@ pub(super) fn pull(session: &Session, args: &LayerPullArgs) -> Result<Exit, Fail
         }
         lowers.push(lower);
     }
-    let config = json!({"repoBlobUrl": repository.blobs_url(), "lowers": lowers});
+    let mut config = json!({"repoBlobUrl": repository.blobs_url(), "lowers": lowers});
+    if let Some(trace) = overlaybd::trace(&image)
+        && let Some(trace) = Brought::of_blob(&repository, trace)
+        && let Ok(bytes) = trace.unwrapped()
+    {
+        let own = folder.path().join("acceleration");
+        fs::create_dir(&own)
+            .and_then(|()| fs::write(own.join("trace"), bytes))
+            .tried(tried)
+            .exits(Exit::InfrastructureBroke)?;
+        // As others expect it: the topmost is no layer then.
+        config["lowers"] = lowers.iter().cloned().chain([json!({"dir": "acceleration"})]).collect();
+        config["accelerationLayer"] = true.into();
+    }
     let config = serde_json::to_vec_pretty(&config)?;
     fs::write(folder.path().join("config.v1.json"), config)
         .tried(tried)
@@ -133,13 +171,7 @@ fn keep(folder: tempfile::TempDir, output: &Path) -> Result<(), Failure> {
 /// Ctrl-C ends what goes on with the registry.
 fn listen(access: &kiln_registry::Access) -> Result<(), Failure> {
     let stop = access.options.stop.clone();
-    signals::listen(move |signal| {
-        if signal != Heard::Resized {
-            stop.stop();
-        }
-    })
-    .tried(|| "cannot listen for signals".to_owned())
-    .exits(Exit::InfrastructureBroke)
+    signals::when_told_to_end(move || stop.stop())
 }
 
 fn say(session: &Session, text: &str) {

@@ -1,7 +1,7 @@
 //! The process that serves a mounted image, from before there is a device until after it has gone.
 
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, mpsc};
+use std::sync::Arc;
 use std::time::Duration;
 
 use kiln_export::Export;
@@ -13,11 +13,11 @@ use super::device::{Device, detach_loop, program, run, wait_until_free};
 use super::record::Kept;
 use super::{Ready, log_to_file, say, table};
 use crate::arguments::LayerMountArgs;
+use crate::commands::layer::ending::Ending;
 use crate::commands::layer::remote;
 use crate::exit::Exit;
 use crate::failure::{Explain as _, Failure};
 use crate::session::Session;
-use crate::signals::{self, Heard};
 use crate::terminal;
 
 /// How long an unmounted file system may take to write what it has.
@@ -25,19 +25,8 @@ const PATIENCE: Duration = Duration::from_secs(240);
 
 /// Serves an image until somebody wants it to end, or unmounts it.
 pub(super) fn hold(session: &Session, args: &LayerMountArgs) -> Result<Exit, Failure> {
-    let (tell, told) = mpsc::channel();
     let opening = remote::Opening::default();
-    let stopping = opening.clone();
-    let signalled = tell.clone();
-    signals::listen(move |signal| {
-        if signal != Heard::Resized {
-            stopping.stop();
-            // Fails when we are ending already.
-            let _ = signalled.send(());
-        }
-    })
-    .tried(|| "cannot listen for signals".to_owned())
-    .exits(Exit::InfrastructureBroke)?;
+    let ending = Ending::listen(&opening)?;
     if args.detached {
         kiln_store::detach();
         stop_when_unwanted(&opening)?;
@@ -64,11 +53,11 @@ pub(super) fn hold(session: &Session, args: &LayerMountArgs) -> Result<Exit, Fai
         .tried(|| "cannot note what is mounted".to_owned())
         .exits(Exit::Setup)?;
     if let (Some(at), Some(path)) = (at.clone(), device.path().map(Path::to_owned)) {
+        let end = ending.teller();
         let watch = move || {
             table::wait_until_gone(&path, &at);
             wait_until_free(&path, Duration::MAX);
-            // Fails when we are ending already.
-            let _ = tell.send(());
+            end();
         };
         let watching = std::thread::Builder::new().name("mounts".to_owned()).spawn(watch);
         watching.tried(|| "cannot watch the mount".to_owned()).exits(Exit::InfrastructureBroke)?;
@@ -93,8 +82,7 @@ pub(super) fn hold(session: &Session, args: &LayerMountArgs) -> Result<Exit, Fai
         say(session, &ready)?;
         terminal::say("serving until Ctrl-C");
     }
-    // The other end goes with the process alone.
-    let _ = told.recv();
+    ending.wait();
     drop(mounted);
     drop(device);
     let flushed = opened.disk.flush();
@@ -102,6 +90,7 @@ pub(super) fn hold(session: &Session, args: &LayerMountArgs) -> Result<Exit, Fai
         kept.leave_word(error.to_string());
     }
     flushed.tried(|| "cannot keep what was written".to_owned()).exits(Exit::InfrastructureBroke)?;
+    opened.keep_trace()?;
     Ok(Exit::Success)
 }
 

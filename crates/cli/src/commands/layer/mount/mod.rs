@@ -89,6 +89,8 @@ fn start(session: &Session, args: &LayerMountArgs) -> Result<Result<Ready, Exit>
         ("--at", args.at.as_ref()),
         ("--upper", image.upper.as_ref()),
         ("--upper-index", image.upper_index.as_ref()),
+        ("--trace", image.trace.as_ref()),
+        ("--record-trace", image.record_trace.as_ref()),
         ("--auth-file", image.registry.auth_file.as_ref()),
     ];
     for (name, path) in paths {
