@@ -101,14 +101,16 @@ fn patterns(written: &[String]) -> Result<Vec<Wanted>, Failure> {
 /// What is not there is the caller's slip; what is wrong inside of it is not.
 fn refused(error: ClosureError) -> Failure {
     let (exit, hint) = match &error {
-        ClosureError::Base(BaseError::Unreadable { .. }) => {
-            (Exit::BuildFailed, Some("kiln image ext2 … --exclude /etc/shadow"))
+        ClosureError::Base(BaseError::Unreadable { path, .. }) => {
+            let name = path.file_name().unwrap_or_default().display();
+            (Exit::BuildFailed, Some(format!("kiln image ext2 … --exclude '*/{name}'")))
         }
         ClosureError::Base(BaseError::Packages(_)) => {
-            (Exit::Setup, Some("packages are read from dpkg's database or asked of rpm"))
+            let hint = "packages are read from dpkg's database or asked of rpm";
+            (Exit::Setup, Some(hint.to_owned()))
         }
         ClosureError::Base(BaseError::Archive(ArchiveError::WhichImage { .. })) => {
-            (Exit::Usage, Some("--image NAME:TAG"))
+            (Exit::Usage, Some("--image NAME:TAG".to_owned()))
         }
         ClosureError::Base(
             BaseError::MissingSource { .. }

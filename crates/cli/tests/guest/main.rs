@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test whose terminal cannot be set up has failed")]
 
 mod appliance;
+mod bases;
 mod disks;
 mod faults;
 mod frontends;
