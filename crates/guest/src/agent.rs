@@ -26,13 +26,15 @@ use crate::outbox::{Conversation, Outbox};
 use crate::port::{Got, Port};
 use crate::power;
 use crate::reaper::Reaper;
-use crate::renewal;
+use crate::renewal::{self, Standby};
 use crate::session::Session;
 use crate::transfer::{self, Line, PushPart};
 
 const HEARTBEAT_EVERY: Duration = Duration::from_millis(HEARTBEAT_EVERY_MS);
 /// How often to look whether the host is there again; its absence cannot be waited for with `poll`.
 const LOOK_FOR_HOST_EVERY: Duration = Duration::from_millis(20);
+/// How long the last word may take to be sent.
+const FAREWELL: Duration = Duration::from_secs(5);
 const MAX_WORKERS: usize = 16;
 const MAX_SESSIONS: usize = 64;
 
@@ -76,6 +78,9 @@ pub(crate) struct Agent {
     rescans_wanted: Arc<AtomicUsize>,
     next_beat: Instant,
     empty_cgroups: Vec<Cgroup>,
+    /// What was made before the machine was saved, so that those who are restored find it.
+    spare_cgroup: Option<Cgroup>,
+    standby: Standby,
 }
 
 impl Agent {
@@ -104,6 +109,8 @@ impl Agent {
             rescans_wanted: Arc::new(AtomicUsize::new(0)),
             next_beat: Instant::now(),
             empty_cgroups: Vec::new(),
+            spare_cgroup: None,
+            standby: Standby::default(),
         })
     }
 
@@ -272,7 +279,8 @@ impl Agent {
             uptime_ms: machine::uptime_ms(),
         };
         self.outbox.send(self.conversation, CONTROL, &Answer::Welcome(welcome));
-        self.next_beat = Instant::now();
+        // The welcome was a sign of life.
+        self.next_beat = Instant::now() + HEARTBEAT_EVERY;
     }
 
     /// Kills and forgets all that was done for the host that spoke last.
@@ -290,6 +298,11 @@ impl Agent {
     fn rest(&mut self, channel: u32) {
         self.end_conversation();
         self.nonce = None;
+        if self.role == Role::Init {
+            self.standby = Standby::prepare();
+            let name = format!("spare-{}", self.conversation);
+            self.spare_cgroup = self.spare_cgroup.take().or_else(|| Cgroup::make(&name));
+        }
         self.outbox.open(channel);
         let answer = Answer::Done(Done::default());
         self.outbox.finish(self.conversation, channel, &answer);
@@ -365,7 +378,10 @@ impl Agent {
             Request::RescanDisks => self.work(line, |_| machine::rescan_disks()),
             Request::SetClock(nanoseconds) => line.finish(machine::set_clock(nanoseconds)),
             Request::SeedEntropy(bytes) => line.finish(machine::seed_entropy(&bytes)),
-            Request::Renew(renewal) => line.finish(Ok(renewal::renew(&renewal, &self.cmdline))),
+            Request::Renew(renewal) => {
+                let standby = std::mem::take(&mut self.standby);
+                line.finish(Ok(renewal::renew(&renewal, &self.cmdline, standby)));
+            }
             Request::Rest => self.rest(channel),
             Request::PowerOff => self.power_off(line),
             // The others open nothing and are handled before.
@@ -379,7 +395,10 @@ impl Agent {
             return;
         }
         let cgroup = match self.role {
-            Role::Init => Cgroup::make(&format!("exec-{}-{channel}", self.conversation)),
+            Role::Init => {
+                let name = format!("exec-{}-{channel}", self.conversation);
+                self.spare_cgroup.take().or_else(|| Cgroup::make(&name))
+            }
             Role::Process => None,
         };
         match Session::start(exec, cgroup) {
@@ -435,8 +454,8 @@ impl Agent {
             }
             power::quiesce();
             line.finish(Ok(Answer::Done(Done::default())));
-            // The loop needs a moment to send that; should it not, the host sees the machine end.
-            thread::sleep(Duration::from_millis(20));
+            // Should nobody take it, the host sees the machine end.
+            line.outbox.wait_until_sent(FAREWELL);
             power::off()
         });
     }

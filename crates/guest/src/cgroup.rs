@@ -1,9 +1,11 @@
 //! A control group per program, so that it can be killed with all it ever started.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, OpenOptions};
 use std::io;
 use std::path::{Path, PathBuf};
 
+use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
+use rustix::fs::{Mode, OFlags, open};
 use rustix::process::{Pid, Signal, kill_process};
 
 const ROOT: &str = "/sys/fs/cgroup";
@@ -12,6 +14,7 @@ const ROOT: &str = "/sys/fs/cgroup";
 #[derive(Debug)]
 pub(crate) struct Cgroup {
     path: PathBuf,
+    folder: Option<OwnedFd>,
 }
 
 impl Cgroup {
@@ -22,12 +25,20 @@ impl Cgroup {
         }
         let path = Path::new(ROOT).join("kiln").join(name);
         fs::create_dir_all(&path).ok()?;
-        Some(Cgroup { path })
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let folder = open(&path, flags, Mode::empty()).ok();
+        Some(Cgroup { path, folder })
+    }
+
+    /// What a process is born into.
+    pub(crate) fn folder(&self) -> Option<BorrowedFd<'_>> {
+        self.folder.as_ref().map(AsFd::as_fd)
     }
 
     /// Where a process writes `0` to move itself in.
-    pub(crate) fn door(&self) -> io::Result<File> {
-        OpenOptions::new().write(true).open(self.path.join("cgroup.procs"))
+    pub(crate) fn door(&self) -> io::Result<OwnedFd> {
+        let door = OpenOptions::new().write(true).open(self.path.join("cgroup.procs"))?;
+        Ok(door.into())
     }
 
     /// Sends a signal to everyone inside. Killing is complete where the kernel can do it (5.14).

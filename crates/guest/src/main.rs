@@ -18,6 +18,7 @@ mod modules;
 mod outbox;
 mod port;
 mod power;
+mod program;
 mod reaper;
 mod renewal;
 mod root;

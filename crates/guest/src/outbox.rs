@@ -7,6 +7,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use kiln_model::protocol::{Answer, CONTROL, ErrorKind, HEADER_LEN, INITIAL_CREDIT, MAX_CHUNK};
 use rustix::event::{EventfdFlags, eventfd};
@@ -29,6 +30,8 @@ struct State {
     bytes: usize,
     credit: HashMap<u32, u64>,
     heartbeat: Option<Vec<u8>>,
+    /// The loop has sent all there was.
+    is_sent: bool,
 }
 
 /// The queue, shared by the agent's loop and its workers.
@@ -155,9 +158,16 @@ impl Outbox {
         spend(&mut state, channel, length);
         state.bytes += frame.len();
         state.frames.push_back(frame);
+        state.is_sent = false;
         drop(state);
         self.wake_loop();
         Ok(())
+    }
+
+    /// Waits until all that was queued is sent, or somebody has waited long enough.
+    pub(crate) fn wait_until_sent(&self, patience: Duration) {
+        let state = self.state();
+        let _ = self.changed.wait_timeout_while(state, patience, |state| !state.is_sent);
     }
 
     /// The next frame to send, whole.
@@ -166,7 +176,12 @@ impl Outbox {
         if let Some(beat) = state.heartbeat.take() {
             return Some(beat);
         }
-        let frame = state.frames.pop_front()?;
+        let Some(frame) = state.frames.pop_front() else {
+            // It comes for the next one when it is done with the last.
+            state.is_sent = true;
+            self.changed.notify_all();
+            return None;
+        };
         state.bytes -= frame.len();
         if state.bytes < ENOUGH {
             self.changed.notify_all();
@@ -195,6 +210,7 @@ fn push(state: &mut State, channel: u32, answer: &Answer) -> usize {
     let length = frame.len();
     state.bytes += length;
     state.frames.push_back(frame);
+    state.is_sent = false;
     length - HEADER_LEN
 }
 

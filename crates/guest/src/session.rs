@@ -1,23 +1,21 @@
 //! One program that runs for the host, with its pipes or its terminal.
 
 use std::collections::VecDeque;
-use std::ffi::OsStr;
 use std::fs;
 use std::io;
-use std::os::unix::ffi::OsStrExt;
-use std::os::unix::process::CommandExt;
-use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use kiln_model::protocol::{Exec, ExitStatus, INITIAL_CREDIT, Pty, SignalTarget, Stream};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 use rustix::io::Errno;
-use rustix::process::{Pid, Signal, ioctl_tiocsctty, kill_process, kill_process_group, setsid};
+use rustix::pipe::{PipeFlags, pipe_with};
+use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer, openpt, unlockpt};
 use rustix::termios::{Winsize, tcgetpgrp, tcsetwinsize};
 
 use crate::cgroup::Cgroup;
+use crate::program::{Program, Surroundings};
 
 /// How long output may stay open after the program ended and everything of it was killed: only a
 /// process the kernel cannot kill still holds it then.
@@ -63,49 +61,8 @@ pub(crate) struct Session {
 impl Session {
     /// Starts the program.
     pub(crate) fn start(exec: &Exec, cgroup: Option<Cgroup>) -> io::Result<Session> {
-        let Some((program, arguments)) = exec.argv.split_first() else {
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, "no program named"));
-        };
-        let mut command = Command::new(OsStr::from_bytes(program));
-        command.args(arguments.iter().map(|argument| OsStr::from_bytes(argument)));
-        command.env_clear().envs(ENVIRONMENT);
-        if exec.pty.is_some() {
-            command.env("TERM", "xterm-256color");
-        }
-        command.envs(
-            exec.env.iter().map(|(key, value)| (OsStr::from_bytes(key), OsStr::from_bytes(value))),
-        );
-        command.current_dir(match exec.cwd.as_slice() {
-            [] => OsStr::new("/"),
-            cwd => OsStr::from_bytes(cwd),
-        });
-        let terminal = exec.pty.map(open_terminal).transpose()?;
-        if let Some((_, slave)) = &terminal {
-            command.stdin(slave.try_clone()?);
-            command.stdout(slave.try_clone()?);
-            command.stderr(slave.try_clone()?);
-        } else {
-            command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        }
-        let door = cgroup.as_ref().and_then(|cgroup| cgroup.door().ok());
-        let on_terminal = terminal.is_some();
-        // SAFETY: between fork and exec the closure only makes system calls, on descriptors it owns;
-        // it allocates nothing and takes no lock, so it is fine in a child of a threaded process.
-        unsafe {
-            command.pre_exec(move || {
-                if let Some(door) = &door {
-                    // A program outside its group still runs; it is only harder to kill.
-                    let _ = rustix::io::write(door, b"0");
-                }
-                setsid()?;
-                if on_terminal {
-                    ioctl_tiocsctty(rustix::stdio::stdin())?;
-                }
-                Ok(())
-            });
-        }
-        let mut child = match command.spawn() {
-            Ok(child) => child,
+        let (leader, ours) = match start(exec, cgroup.as_ref()) {
+            Ok(started) => started,
             Err(error) => {
                 cgroup.inspect(|cgroup| {
                     cgroup.remove();
@@ -113,39 +70,21 @@ impl Session {
                 return Err(error);
             }
         };
-        let leader = i32::try_from(child.id())
-            .ok()
-            .and_then(Pid::from_raw)
-            .ok_or_else(|| io::Error::other("the kernel gave no process id"))?;
-        let mut session = Session {
+        Ok(Session {
             leader,
             cgroup,
             kill_leftovers: exec.kill_leftovers,
-            stdin: None,
+            stdin: Some(ours.stdin),
             queue: VecDeque::new(),
             close_after_queue: false,
             owed: 0,
             window: INITIAL_CREDIT,
-            outputs: Vec::new(),
-            on_terminal,
+            outputs: ours.outputs,
+            on_terminal: exec.pty.is_some(),
             status: None,
             drain_until: None,
             drained: 0,
-        };
-        if let Some((master, _)) = terminal {
-            session.stdin = Some(master.try_clone()?);
-            session.outputs.push((Stream::Terminal, master));
-        } else {
-            session.stdin = child.stdin.take().map(OwnedFd::from);
-            let stdout = child.stdout.take().map(|pipe| (Stream::Stdout, OwnedFd::from(pipe)));
-            let stderr = child.stderr.take().map(|pipe| (Stream::Stderr, OwnedFd::from(pipe)));
-            session.outputs.extend(stdout.into_iter().chain(stderr));
-        }
-        for fd in session.outputs.iter().map(|(_, fd)| fd).chain(&session.stdin) {
-            // Our ends only: the program has open files of its own.
-            fcntl_setfl(fd, fcntl_getfl(fd)? | OFlags::NONBLOCK)?;
-        }
-        Ok(session)
+        })
     }
 
     pub(crate) fn leader(&self) -> Pid {
@@ -343,14 +282,54 @@ fn signal_session(leader: Pid, signal: Signal) -> bool {
     found
 }
 
-fn open_terminal(size: Pty) -> io::Result<(OwnedFd, OwnedFd)> {
+/// Our ends of a program's files.
+struct Ends {
+    stdin: OwnedFd,
+    outputs: Vec<(Stream, OwnedFd)>,
+}
+
+fn start(exec: &Exec, cgroup: Option<&Cgroup>) -> io::Result<(Pid, Ends)> {
+    let term = exec.pty.map(|_| ("TERM", "xterm-256color"));
+    let own = ENVIRONMENT.into_iter().chain(term);
+    let own = own.map(|(key, value)| (key.as_bytes(), value.as_bytes()));
+    let theirs = exec.env.iter().map(|(key, value)| (key.as_slice(), value.as_slice()));
+    let folder = if exec.cwd.is_empty() { &b"/"[..] } else { &exec.cwd };
+    let program = Program::new(&exec.argv, own.chain(theirs), folder)?;
+    let (ours, theirs) = match exec.pty {
+        Some(size) => terminal(size)?,
+        None => pipes()?,
+    };
+    for fd in ours.outputs.iter().map(|(_, fd)| fd).chain([&ours.stdin]) {
+        // Our ends only: the program has open files of its own.
+        fcntl_setfl(fd, fcntl_getfl(fd)? | OFlags::NONBLOCK)?;
+    }
+    let leader = program.start(&Surroundings {
+        stdio: [theirs[0].as_fd(), theirs[1].as_fd(), theirs[2].as_fd()],
+        on_terminal: exec.pty.is_some(),
+        cgroup,
+    })?;
+    Ok((leader, ours))
+}
+
+/// Pipes for a program, and its own ends: standard input, output and error.
+fn pipes() -> io::Result<(Ends, [OwnedFd; 3])> {
+    let (stdin, writer) = pipe_with(PipeFlags::CLOEXEC)?;
+    let (out_reader, stdout) = pipe_with(PipeFlags::CLOEXEC)?;
+    let (error_reader, stderr) = pipe_with(PipeFlags::CLOEXEC)?;
+    let outputs = vec![(Stream::Stdout, out_reader), (Stream::Stderr, error_reader)];
+    Ok((Ends { stdin: writer, outputs }, [stdin, stdout, stderr]))
+}
+
+/// A terminal for a program, and its own ends.
+fn terminal(size: Pty) -> io::Result<(Ends, [OwnedFd; 3])> {
     let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
     let master = openpt(flags)?;
     unlockpt(&master)?;
     // By descriptor: the slave's path may not exist in this mount namespace.
     let slave = ioctl_tiocgptpeer(&master, flags)?;
     tcsetwinsize(&master, winsize(size))?;
-    Ok((master, slave))
+    let ends = [slave.try_clone()?, slave.try_clone()?, slave];
+    Ok((Ends { stdin: master.try_clone()?, outputs: vec![(Stream::Terminal, master)] }, ends))
 }
 
 fn winsize(size: Pty) -> Winsize {

@@ -1,117 +1,14 @@
-//! The agent as an ordinary process behind a socket, spoken to by the host's own client: everything
-//! of the protocol that needs no machine.
+//! Programs that the agent runs: what they get, what is heard of them, and how they end.
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::{Read, Write};
-use std::os::unix::fs::{PermissionsExt, symlink};
-use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::Path;
-use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::os::unix::fs::PermissionsExt;
+use std::time::Duration;
 
-use kiln_model::protocol::{
-    Answer, CONTROL, Decoder, ErrorKind, Exec, Frame, HEADER_LEN, INITIAL_CREDIT, MAX_PAYLOAD,
-    PROTOCOL, Pty, Request,
-};
-use kiln_vm::agent::{
-    Agent, AgentError, ExitStatus, PullLimits, Session, SessionEvent, SignalTarget, Stream,
-};
+use kiln_model::protocol::{ErrorKind, Exec, INITIAL_CREDIT, Pty};
+use kiln_vm::agent::{Agent, AgentError, ExitStatus, Session, SessionEvent, SignalTarget};
 
-/// Long enough for the slowest machine; reached only by a test that fails.
-fn soon() -> Instant {
-    Instant::now() + Duration::from_secs(120)
-}
-
-const NO_LIMITS: PullLimits = PullLimits { entries: 10_000, bytes: 1 << 30 };
-
-/// An agent process and our end of its socket. Both are gone when this is dropped.
-struct Guest {
-    process: Child,
-    stream: Option<UnixStream>,
-}
-
-impl Guest {
-    fn start() -> Guest {
-        // Sockets have short names only: never below the checkout.
-        let folder = tempfile::Builder::new().prefix("kiln-").tempdir_in("/tmp").unwrap();
-        let socket = folder.path().join("s");
-        let listener = UnixListener::bind(&socket).unwrap();
-        let process = Command::new(env!("CARGO_BIN_EXE_kiln-guest"))
-            .arg("--agent-socket")
-            .arg(&socket)
-            .stdin(Stdio::null())
-            .spawn()
-            .unwrap();
-        let (stream, _) = listener.accept().unwrap();
-        Guest { process, stream: Some(stream) }
-    }
-
-    fn agent(&self) -> Agent {
-        let stream = self.stream.as_ref().unwrap().try_clone().unwrap();
-        Agent::greet(stream, soon()).unwrap()
-    }
-}
-
-impl Drop for Guest {
-    fn drop(&mut self) {
-        // The end of the stream is the agent's reason to end.
-        if let Some(stream) = self.stream.take() {
-            let _ = stream.shutdown(std::net::Shutdown::Both);
-        }
-        self.process.wait().unwrap();
-    }
-}
-
-fn command(argv: &[&str]) -> Exec {
-    Exec {
-        argv: argv.iter().map(|word| word.as_bytes().to_vec()).collect(),
-        kill_leftovers: true,
-        ..Exec::default()
-    }
-}
-
-fn shell(script: &str) -> Exec {
-    command(&["/bin/sh", "-c", script])
-}
-
-/// All output by stream, and the end.
-fn outcome(session: &mut Session) -> (BTreeMap<&'static str, String>, ExitStatus) {
-    let mut output = BTreeMap::<&'static str, Vec<u8>>::new();
-    let status = session
-        .wait(soon(), |stream, bytes| {
-            let name = match stream {
-                Stream::Stdout => "out",
-                Stream::Stderr => "err",
-                Stream::Terminal => "tty",
-            };
-            output.entry(name).or_default().extend(bytes);
-        })
-        .unwrap();
-    let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
-    (output.into_iter().map(|(name, bytes)| (name, text(bytes))).collect(), status)
-}
-
-fn run(agent: &Agent, exec: Exec) -> (BTreeMap<&'static str, String>, ExitStatus) {
-    outcome(&mut agent.exec(exec, soon()).unwrap())
-}
-
-/// Reads output until it contains `text`.
-fn read_until(session: &mut Session, text: &str) -> String {
-    let mut seen = String::new();
-    while !seen.contains(text) {
-        match session.next(soon()).unwrap() {
-            Some(SessionEvent::Output { bytes, .. }) => seen += &String::from_utf8_lossy(&bytes),
-            other => panic!("after {seen:?} came {other:?} instead of {text:?}"),
-        }
-    }
-    seen
-}
-
-fn is_alive(pid: &str) -> bool {
-    fs::read_to_string(format!("/proc/{}/stat", pid.trim()))
-        .is_ok_and(|stat| !stat.rsplit(')').next().unwrap_or_default().starts_with(" Z"))
-}
+use crate::process::{Guest, command, is_alive, outcome, read_until, run, shell, soon};
 
 #[test]
 fn a_program_is_heard_on_both_streams_and_its_status_is_told() {
@@ -153,6 +50,42 @@ fn a_program_that_is_not_there_is_an_error_that_names_it() {
     assert!(matches!(error, AgentError::Guest { .. }), "{error}");
     // The agent took no harm.
     assert_eq!(run(&agent, shell("exit 0")).1, ExitStatus::Code(0));
+}
+
+#[test]
+fn a_program_is_looked_for_where_its_environment_says_and_may_be_a_script_without_a_first_line() {
+    let guest = Guest::start();
+    let agent = guest.agent();
+    let [locked, open] = [0o644, 0o755].map(|mode| {
+        let folder = tempfile::tempdir().unwrap();
+        let script = folder.path().join("greet");
+        fs::write(&script, "echo \"$0 $1\"\n").unwrap();
+        fs::set_permissions(&script, fs::Permissions::from_mode(mode)).unwrap();
+        folder
+    });
+    let mut exec = command(&["greet", "you"]);
+    let path = format!("/nowhere:{}:{}", locked.path().display(), open.path().display());
+    exec.env = [&b"/nothing"[..], path.as_bytes()].map(|is| (b"PATH".to_vec(), is.to_vec())).into();
+    let (output, status) = run(&agent, exec);
+    assert_eq!(status, ExitStatus::Code(0));
+    assert_eq!(output["out"], format!("{}/greet you\n", open.path().display()));
+}
+
+#[test]
+fn a_program_whose_folder_is_not_there_does_not_start() {
+    let guest = Guest::start();
+    let agent = guest.agent();
+    let mut exec = shell("echo never");
+    exec.cwd = b"/no/such/folder".to_vec();
+    let error = agent.exec(exec, soon()).unwrap_err();
+    assert!(matches!(error, AgentError::Guest { kind: ErrorKind::NotFound, .. }), "{error}");
+}
+
+#[test]
+fn a_program_dies_of_a_broken_pipe() {
+    let guest = Guest::start();
+    let agent = guest.agent();
+    assert_eq!(run(&agent, shell("kill -PIPE $$")).1, ExitStatus::Signal(13));
 }
 
 #[test]
@@ -244,6 +177,13 @@ fn a_signal_reaches_the_program() {
     assert_eq!(outcome(&mut session).1, ExitStatus::Code(9));
 }
 
+/// A killed process closes its files, and so tells its end, before it is gone.
+fn until_gone(agent: &Agent, pid: &str) {
+    while is_alive(pid) {
+        agent.ping(soon()).unwrap();
+    }
+}
+
 #[test]
 fn what_a_program_leaves_behind_dies_with_it() {
     let guest = Guest::start();
@@ -251,7 +191,7 @@ fn what_a_program_leaves_behind_dies_with_it() {
     // It holds the output open, so that the end could never come while it lives.
     let (output, status) = run(&agent, shell("sleep 1000 & echo $!"));
     assert_eq!(status, ExitStatus::Code(0));
-    assert!(!is_alive(&output["out"]), "{output:?}");
+    until_gone(&agent, &output["out"]);
 }
 
 #[test]
@@ -276,8 +216,7 @@ fn a_script_that_forks_and_never_ends_is_killed_with_its_forks() {
     let (output, status) = outcome(&mut session);
     assert_eq!(status, ExitStatus::Signal(9));
     let seen = format!("{seen}{}", output.get("out").cloned().unwrap_or_default());
-    let alive: Vec<&str> = seen.lines().filter(|pid| is_alive(pid)).collect();
-    assert_eq!(alive, Vec::<&str>::new());
+    seen.lines().for_each(|pid| until_gone(&agent, pid));
 }
 
 #[test]
@@ -335,109 +274,7 @@ fn a_dropped_session_kills_its_program() {
     let pid = session.pid().to_string();
     assert!(is_alive(&pid));
     drop(session);
-    while is_alive(&pid) {
-        agent.ping(soon()).unwrap();
-    }
-}
-
-#[test]
-fn a_file_is_pushed_whole_with_its_mode_and_pulled_as_it_was() {
-    let guest = Guest::start();
-    let agent = guest.agent();
-    let inside = tempfile::tempdir().unwrap();
-    let here = tempfile::tempdir().unwrap();
-    let content: Vec<u8> = (0_u32..500_000).flat_map(|n| n.wrapping_mul(7).to_le_bytes()).collect();
-    let path = inside.path().join("new/folder/big.bin");
-    let pushed = agent.push(&path, 0o750, &mut content.as_slice(), soon()).unwrap();
-    assert_eq!(pushed, 2_000_000);
-    assert_eq!(path.metadata().unwrap().permissions().mode() & 0o7777, 0o750);
-    assert!(fs::read(&path).unwrap() == content);
-    assert_eq!(fs::read_dir(path.parent().unwrap()).unwrap().count(), 1, "no temporary file stays");
-
-    let pattern = format!("{}/new/*/*.b?n", inside.path().display());
-    let report = agent.pull(&[pattern], here.path(), NO_LIMITS, soon()).unwrap();
-    assert_eq!(report.troubles, Vec::<String>::new());
-    assert_eq!(report.files.len(), 1);
-    assert_eq!(report.files[0].bytes, 2_000_000);
-    assert!(fs::read(here.path().join(&report.files[0].path)).unwrap() == content);
-}
-
-#[test]
-fn a_push_that_cannot_be_written_says_why_and_leaves_nothing() {
-    let guest = Guest::start();
-    let agent = guest.agent();
-    let inside = tempfile::tempdir().unwrap();
-    let blocked = inside.path().join("file");
-    fs::write(&blocked, "x").unwrap();
-    let content = vec![0; 3 << 20];
-    let error =
-        agent.push(&blocked.join("below"), 0o644, &mut content.as_slice(), soon()).unwrap_err();
-    assert!(matches!(error, AgentError::Guest { .. }), "{error}");
-    let error = agent.push(Path::new("relative"), 0o644, &mut &b"x"[..], soon()).unwrap_err();
-    assert!(error.to_string().contains("relative"), "{error}");
-    assert_eq!(fs::read_dir(inside.path()).unwrap().count(), 1);
-}
-
-#[test]
-fn a_folder_is_pulled_with_all_it_holds_and_links_are_told_not_followed() {
-    let guest = Guest::start();
-    let agent = guest.agent();
-    let inside = tempfile::tempdir().unwrap();
-    let here = tempfile::tempdir().unwrap();
-    fs::create_dir_all(inside.path().join("logs/deep")).unwrap();
-    fs::write(inside.path().join("logs/a.log"), "a").unwrap();
-    fs::write(inside.path().join("logs/.hidden"), "h").unwrap();
-    fs::write(inside.path().join("logs/deep/b.log"), "").unwrap();
-    symlink("/etc", inside.path().join("logs/etc")).unwrap();
-    let base = inside.path().display().to_string();
-    let patterns = [format!("{base}/logs"), format!("{base}/nothing*")];
-    let report = agent.pull(&patterns, here.path(), NO_LIMITS, soon()).unwrap();
-    let mut names: Vec<String> =
-        report.files.iter().map(|file| file.path.display().to_string()).collect();
-    names.sort();
-    let relative = base.trim_start_matches('/');
-    let expected = [".hidden", "a.log", "deep/b.log"].map(|name| format!("{relative}/logs/{name}"));
-    assert_eq!(names, expected);
-    assert_eq!(report.links, [(format!("{base}/logs/etc"), "/etc".to_owned())]);
-    assert_eq!(report.troubles, [format!("nothing matches {base}/nothing*")]);
-    assert!(!here.path().join(relative).join("logs/etc").exists());
-    assert!(here.path().join(relative).join("logs/deep").is_dir());
-}
-
-#[test]
-fn a_pull_stops_at_its_limits() {
-    let guest = Guest::start();
-    let agent = guest.agent();
-    let inside = tempfile::tempdir().unwrap();
-    let here = tempfile::tempdir().unwrap();
-    for n in 0..10 {
-        fs::write(inside.path().join(format!("{n}")), vec![b'x'; 1000]).unwrap();
-    }
-    let patterns = [format!("{}/*", inside.path().display())];
-    let limits = PullLimits { entries: 100, bytes: 2500 };
-    let report = agent.pull(&patterns, here.path(), limits, soon()).unwrap();
-    assert!(report.truncated);
-    let bytes: Vec<u64> = report.files.iter().map(|file| file.bytes).collect();
-    assert_eq!(bytes, [1000, 1000, 500]);
-    let limits = PullLimits { entries: 4, bytes: 1 << 20 };
-    let report = agent.pull(&patterns, here.path(), limits, soon()).unwrap();
-    assert_eq!((report.files.len(), report.truncated), (4, true));
-    // A file without end is one that is too long.
-    let endless = ["/dev/zero".to_owned(), "/proc/self/status".to_owned()];
-    let report = agent.pull(&endless, here.path(), limits, soon()).unwrap();
-    assert_eq!(report.files.len(), 1, "{report:?}");
-    assert!(report.troubles[0].contains("/dev/zero"), "{report:?}");
-}
-
-#[test]
-fn a_path_is_looked_at() {
-    let guest = Guest::start();
-    let agent = guest.agent();
-    let inside = tempfile::tempdir().unwrap();
-    fs::write(inside.path().join("f"), "12345").unwrap();
-    let stat = agent.stat(&inside.path().join("f"), soon()).unwrap().unwrap();
-    assert_eq!(stat.size, 5);
-    assert!(agent.stat(&inside.path().join("g"), soon()).unwrap().is_none());
+    until_gone(&agent, &pid);
 }
 
 #[test]
@@ -448,194 +285,4 @@ fn an_ordinary_process_refuses_to_change_the_machine() {
     assert!(matches!(error, AgentError::Guest { kind: ErrorKind::Refused, .. }), "{error}");
     let error = agent.load_modules(&["loop".into()], soon()).unwrap_err();
     assert!(matches!(error, AgentError::Guest { kind: ErrorKind::Refused, .. }), "{error}");
-}
-
-#[test]
-fn a_new_hello_ends_what_the_old_one_began() {
-    let guest = Guest::start();
-    let first = guest.agent();
-    let mut session = first.exec(command(&["sleep", "1000"]), soon()).unwrap();
-    let pid = session.pid().to_string();
-    let second = guest.stream.as_ref().unwrap().try_clone().unwrap();
-    // Both read the same socket here; what matters is that the second is welcomed and the first's
-    // program is gone.
-    let mut bytes = Vec::new();
-    Request::Hello { nonce: 1, protocol: PROTOCOL }.encode(CONTROL, &mut bytes).unwrap();
-    (&second).write_all(&bytes).unwrap();
-    while is_alive(&pid) {
-        std::thread::yield_now();
-    }
-    let error = session.next(Instant::now()).unwrap_err();
-    assert!(error.is_timeout(), "{error}");
-}
-
-/// Talks to the agent without the client, to say what the client never would.
-struct Raw<'a> {
-    stream: &'a UnixStream,
-    decoder: Decoder,
-}
-
-impl Raw<'_> {
-    fn send(&mut self, channel: u32, request: &Request) {
-        let mut bytes = Vec::new();
-        request.encode(channel, &mut bytes).unwrap();
-        self.stream.write_all(&bytes).unwrap();
-    }
-
-    /// The next answer that is no heartbeat.
-    fn answer(&mut self) -> (u32, Answer) {
-        loop {
-            while let Some(frame) = self.decoder.next_frame() {
-                let Frame { channel, .. } = frame;
-                match Answer::decode(&frame).unwrap() {
-                    Answer::Heartbeat(_) => {}
-                    answer => return (channel, answer),
-                }
-            }
-            let mut buffer = [0; 4096];
-            let count = self.stream.read(&mut buffer).unwrap();
-            assert!(count > 0, "the agent hung up");
-            self.decoder.feed(&buffer[..count]);
-        }
-    }
-}
-
-#[test]
-fn the_agent_finds_a_hello_behind_garbage_and_behind_a_frame_cut_short() {
-    let guest = Guest::start();
-    let mut raw = Raw { stream: guest.stream.as_ref().unwrap(), decoder: Decoder::new() };
-    raw.stream.write_all(b"Linux version 6.12\r\n\x8bKLN\x8bKLN\x8b").unwrap();
-    raw.send(CONTROL, &Request::Hello { nonce: 5, protocol: PROTOCOL });
-    assert!(matches!(raw.answer(), (CONTROL, Answer::Welcome(welcome)) if welcome.nonce == 5));
-    let mut cut = Vec::new();
-    Request::Stdin(vec![0; MAX_PAYLOAD]).encode(9, &mut cut).unwrap();
-    raw.stream.write_all(&cut[..HEADER_LEN + 10]).unwrap();
-    raw.send(CONTROL, &Request::Hello { nonce: 6, protocol: PROTOCOL });
-    raw.stream.write_all(&[0; MAX_PAYLOAD]).unwrap();
-    assert!(matches!(raw.answer(), (CONTROL, Answer::Welcome(welcome)) if welcome.nonce == 6));
-}
-
-#[test]
-fn nothing_is_done_before_a_hello_and_nothing_twice() {
-    let guest = Guest::start();
-    let mut raw = Raw { stream: guest.stream.as_ref().unwrap(), decoder: Decoder::new() };
-    raw.send(1, &Request::Ping(1));
-    raw.send(CONTROL, &Request::Hello { nonce: 5, protocol: PROTOCOL });
-    raw.send(CONTROL, &Request::Hello { nonce: 5, protocol: PROTOCOL });
-    raw.send(3, &Request::Ping(3));
-    raw.send(3, &Request::Ping(4));
-    raw.send(2, &Request::Ping(5));
-    raw.send(4, &Request::Ping(6));
-    let mut answers = Vec::new();
-    while answers.len() < 4 {
-        match raw.answer() {
-            (_, Answer::Pong(number)) => answers.push(format!("pong {number}")),
-            (_, Answer::Welcome(_)) => answers.push("welcome".to_owned()),
-            other => panic!("{other:?}"),
-        }
-    }
-    assert_eq!(answers, ["welcome", "welcome", "pong 3", "pong 6"]);
-}
-
-#[test]
-fn the_client_ignores_what_was_meant_for_another_and_resends_its_hello() {
-    let (ours, theirs) = UnixStream::pair().unwrap();
-    let guest = std::thread::spawn(move || {
-        let mut decoder = Decoder::new();
-        let mut hellos = 0;
-        let mut buffer = [0; 4096];
-        loop {
-            let count = (&theirs).read(&mut buffer).unwrap();
-            decoder.feed(&buffer[..count]);
-            while let Some(frame) = decoder.next_frame() {
-                let Request::Hello { nonce, .. } = Request::decode(&frame).unwrap() else {
-                    continue;
-                };
-                hellos += 1;
-                let welcome = |nonce| {
-                    let release = b"6.6".to_vec();
-                    Answer::Welcome(kiln_model::protocol::Welcome {
-                        nonce,
-                        protocol: PROTOCOL,
-                        release,
-                        uptime_ms: 1,
-                    })
-                };
-                let mut bytes = b"garbage".to_vec();
-                welcome(nonce ^ 1).encode(CONTROL, &mut bytes).unwrap();
-                Answer::Pong(1).encode(1, &mut bytes).unwrap();
-                // The first two hellos are lost.
-                if hellos == 3 {
-                    welcome(nonce).encode(CONTROL, &mut bytes).unwrap();
-                }
-                (&theirs).write_all(&bytes).unwrap();
-                if hellos == 3 {
-                    return theirs;
-                }
-            }
-        }
-    });
-    let agent = Agent::greet(ours, soon()).unwrap();
-    assert_eq!(agent.welcome().release, b"6.6");
-    let theirs = guest.join().unwrap();
-    drop(theirs);
-    let error = agent.ping(soon()).unwrap_err();
-    assert!(matches!(error, AgentError::Disconnected), "{error}");
-}
-
-#[test]
-fn a_guest_that_sends_more_than_it_may_is_cut_off() {
-    let (ours, theirs) = UnixStream::pair().unwrap();
-    let guest = std::thread::spawn(move || {
-        let mut raw = (Decoder::new(), [0; 4096]);
-        loop {
-            let count = (&theirs).read(&mut raw.1).unwrap_or(0);
-            if count == 0 {
-                return;
-            }
-            raw.0.feed(&raw.1[..count]);
-            while let Some(frame) = raw.0.next_frame() {
-                let mut bytes = Vec::new();
-                match Request::decode(&frame).unwrap() {
-                    Request::Hello { nonce, .. } => {
-                        Answer::Welcome(kiln_model::protocol::Welcome {
-                            nonce,
-                            protocol: PROTOCOL,
-                            release: Vec::new(),
-                            uptime_ms: 0,
-                        })
-                        .encode(CONTROL, &mut bytes)
-                        .unwrap();
-                    }
-                    Request::Exec(_) => {
-                        Answer::Started(1).encode(frame.channel, &mut bytes).unwrap();
-                        for _ in 0..20 {
-                            let output = vec![b'x'; 32 * 1024];
-                            Answer::Output { stream: Stream::Stdout, bytes: output }
-                                .encode(frame.channel, &mut bytes)
-                                .unwrap();
-                        }
-                    }
-                    _ => {}
-                }
-                let _ = (&theirs).write_all(&bytes);
-            }
-        }
-    });
-    let agent = Agent::greet(ours, soon()).unwrap();
-    // Nobody reads the output, so nothing more is granted.
-    let _session = agent.exec(command(&["x"]), soon());
-    let error = agent.ping(soon()).unwrap_err();
-    assert!(matches!(error, AgentError::Protocol { .. }), "{error}");
-    drop(agent);
-    guest.join().unwrap();
-}
-
-#[test]
-fn a_silent_guest_is_a_timeout_and_an_absent_one_is_named() {
-    let (ours, _theirs) = UnixStream::pair().unwrap();
-    let error = Agent::greet(ours, Instant::now() + Duration::from_millis(50)).unwrap_err();
-    assert!(error.is_timeout(), "{error}");
-    let error = Agent::connect(Path::new("/nowhere/socket"), Instant::now()).unwrap_err();
-    assert!(error.to_string().contains("/nowhere/socket"), "{error}");
 }

@@ -4,4 +4,7 @@
 
 mod agent;
 mod boot;
+mod conversation;
+mod files;
+mod process;
 mod restored;

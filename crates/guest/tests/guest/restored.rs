@@ -65,6 +65,8 @@ fn two_machines_from_one_instant_have_names_numbers_clocks_and_disks_of_their_ow
     let vm = Vm::start_savable(&spec_for("saved", folder, &image)).unwrap();
     let mut agent = Agent::greet(vm.agent_stream().unwrap(), soon()).unwrap();
     agent.load_modules(&["virtio_blk".into()], soon()).unwrap();
+    // A kernel may find disks a moment after it has their driver.
+    while agent.rescan_disks(soon()).unwrap() < 1 {}
     // Its random numbers are seeded and in use before it is saved.
     run(&agent, "cat /proc/sys/kernel/random/uuid");
     agent.rest(soon()).unwrap();
@@ -85,10 +87,17 @@ fn two_machines_from_one_instant_have_names_numbers_clocks_and_disks_of_their_ow
     assert_eq!(names, ["one\n", "two\n"]);
     let days = ask("date -u +%F");
     assert_eq!(days, ["2026-01-02\n", "2026-01-03\n"]);
-    for what in ["cat /etc/machine-id", "cat /proc/sys/kernel/random/uuid"] {
+    for what in [
+        "cat /etc/machine-id",
+        "cat /proc/sys/kernel/random/uuid",
+        "cat /proc/sys/kernel/random/boot_id",
+        "dd if=/dev/urandom bs=1024 count=1 2>/dev/null | tr -cd 0-9a-z",
+    ] {
         let [one, two] = ask(what);
         assert!(one.len() > 32 && one != two, "{what} says {one:?} and {two:?}");
     }
+    let addresses = ask("cat /sys/class/net/*/address");
+    assert_eq!(addresses, ["00:00:00:00:00:00\n"; 2], "there is no network but their own");
     write(&clones[0], 'x');
     write(&clones[1], 'y');
     let count = "dd if=/dev/vda bs=4096 skip=512 count=1 2>/dev/null | tr -cd xy | cut -c1,4096";
