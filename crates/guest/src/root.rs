@@ -11,6 +11,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use rustix::fs::statfs;
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, mount, mount_move};
 
@@ -115,7 +116,10 @@ fn switch_to(root: &Path) -> Result<(), String> {
         mount_move(kept, &target).map_err(told_errno("move", kept))?;
     }
     let old = fs::metadata("/").map_err(told("look at", Path::new("/")))?.dev();
-    empty(Path::new("/"), old);
+    // A kernel that mounted the disk by itself has no initramfs to empty.
+    if is_memory(Path::new("/")) {
+        empty(Path::new("/"), old);
+    }
     std::env::set_current_dir(root).map_err(told("enter", root))?;
     mount_move(".", "/").map_err(told_errno("move", root))?;
     rustix::process::chroot(".").map_err(told_errno("make the root", root))?;
@@ -128,6 +132,13 @@ fn switch_to(root: &Path) -> Result<(), String> {
 
 fn holds_something(folder: &Path) -> bool {
     fs::read_dir(folder).is_ok_and(|mut inside| inside.next().is_some())
+}
+
+fn is_memory(path: &Path) -> bool {
+    const RAMFS: u64 = 0x8584_58f6;
+    const TMPFS: u64 = 0x0102_1994;
+    let found = statfs(path).map(|found| found.f_type);
+    found.is_ok_and(|kind| [RAMFS, TMPFS].iter().any(|is| u64::try_from(kind) == Ok(*is)))
 }
 
 fn is_mount(path: &Path) -> bool {

@@ -29,8 +29,8 @@ pub struct JobSpec {
     pub folder: PathBuf,
     /// The kernel.
     pub kernel: JobKernel,
-    /// The initramfs to boot.
-    pub initramfs: PathBuf,
+    /// The initramfs to boot; none where the kernel mounts its root disk by itself.
+    pub initramfs: Option<PathBuf>,
     /// Where the root file system is.
     #[serde(default)]
     pub root: JobRoot,

@@ -116,8 +116,8 @@ pub struct JobPlaces {
     pub folder: PathBuf,
     /// The kernel image to boot.
     pub boot: PathBuf,
-    /// The initramfs to boot.
-    pub initramfs: PathBuf,
+    /// The initramfs to boot; none where the kernel mounts its root disk by itself.
+    pub initramfs: Option<PathBuf>,
     /// Where the root file system is.
     pub root: JobRoot,
     /// Kernel modules to load before the first stage.

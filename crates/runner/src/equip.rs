@@ -8,6 +8,7 @@ use kiln_image::cache::{
 };
 use kiln_image::kernel::{BootFile, Kernel, KernelCache, KernelError};
 use kiln_image::manifest::{Contents, ManifestSource};
+use kiln_image::modules::{Driver, ModuleError, Modules};
 use kiln_model::RunId;
 use kiln_model::event::{Happening, NoteLevel};
 use kiln_model::job::Disk;
@@ -33,7 +34,7 @@ pub struct Stores {
 pub struct Equipment {
     /// The image with the guest's content.
     pub image: BuiltImage,
-    /// Where that is a root disk: the initramfs that leads to it.
+    /// Where that is a root disk: the initramfs that leads to it, unless the kernel gets there by itself.
     pub initrd: Option<BuiltImage>,
     /// The kernel file QEMU gets.
     pub boot: PathBuf,
@@ -48,6 +49,9 @@ pub enum EquipError {
     /// The kernel cannot be prepared.
     #[error("cannot prepare the kernel")]
     Kernel(#[from] KernelError),
+    /// What says which drivers are part of the kernel cannot be read.
+    #[error("cannot tell whether the kernel mounts a root disk by itself")]
+    Drivers(#[from] ModuleError),
     /// The image cannot be built.
     #[error("cannot build the image of {scenario}")]
     Image {
@@ -112,7 +116,12 @@ pub fn equip(
         Kind::Root => {
             let disk = image.disk.unwrap_or_default();
             notes.push(format!("the root is a disk of {disk}, none of which is written anywhere"));
-            Some(found(&request.as_form(Form::Initrd))?)
+            // A disk that is written to cannot be mounted twice, which it would be then.
+            let alone = root != RootChoice::Clone && mounts_root_alone(kernel, &stores.kernels)?;
+            match alone {
+                true => None,
+                false => Some(found(&request.as_form(Form::Initrd))?),
+            }
         }
     };
     if let BootFile::BzImage(_, why) = &boot_file {
@@ -142,6 +151,15 @@ impl Equipment {
         std::iter::once(ready).chain(notes).collect()
     }
 
+    /// What the kernel unpacks first; nothing where it mounts its root by itself.
+    pub fn initramfs(&self) -> Option<&PathBuf> {
+        match (&self.initrd, self.image.kind) {
+            (Some(initrd), _) => Some(&initrd.path),
+            (None, Kind::Initramfs) => Some(&self.image.path),
+            (None, Kind::Root) => None,
+        }
+    }
+
     /// What a job spec needs of this, beside its disks.
     pub fn places(
         &self,
@@ -161,12 +179,62 @@ impl Equipment {
             run,
             folder,
             boot: self.boot.clone(),
-            initramfs: self.initrd.as_ref().unwrap_or(&self.image).path.clone(),
+            initramfs: self.initramfs().cloned(),
             root,
             warm: None,
             modules: self.modules.clone(),
             pool,
             disks,
         }
+    }
+}
+
+/// Whether all that leads to a root disk is a part of the kernel: then there is nothing for an initramfs to do.
+fn mounts_root_alone(kernel: &Kernel, cache: &KernelCache) -> Result<bool, ModuleError> {
+    let modules = Modules::open(kernel, cache)?;
+    let has = |name| modules.driver(name).map(|driver| driver == Driver::BuiltIn);
+    for name in ["virtio_pci", "virtio_blk", "overlay"] {
+        if !has(name)? {
+            return Ok(false);
+        }
+    }
+    // ext4's driver reads ext2, too.
+    Ok(has("ext2")? || has("ext4")?)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use kiln_image::kernel::KernelSource;
+
+    use super::*;
+
+    #[test]
+    fn a_kernel_needs_no_initramfs_where_the_whole_way_to_its_root_is_built_in() {
+        let folder = tempfile::tempdir().unwrap();
+        let modules = folder.path().join("modules");
+        fs::create_dir(&modules).unwrap();
+        let kernel = Kernel {
+            release: "6.0.0-test".to_owned(),
+            digest: "00".repeat(32),
+            image: PathBuf::from("/nonexistent"),
+            modules: Some(modules.clone()),
+            source: KernelSource::Package,
+        };
+        let cache = KernelCache::new(folder.path().join("cache"));
+        let alone = |built_in: &[&str]| {
+            let lines: String =
+                built_in.iter().map(|name| format!("kernel/drivers/{name}.ko\n")).collect();
+            fs::write(modules.join("modules.builtin"), lines).unwrap();
+            mounts_root_alone(&kernel, &cache).unwrap()
+        };
+        assert!(!alone(&[]));
+        assert!(!alone(&["virtio_blk", "ext4", "overlay"]), "there is no bus");
+        assert!(!alone(&["virtio_pci", "virtio_blk", "overlay"]), "nothing reads the disk");
+        assert!(alone(&["virtio_pci", "virtio_blk", "ext4", "overlay"]));
+        assert!(alone(&["virtio-pci", "virtio-blk", "ext2", "overlay"]));
+        let unknown = Kernel { modules: None, ..kernel.clone() };
+        assert!(!mounts_root_alone(&unknown, &cache).unwrap(), "nothing says what it has");
     }
 }

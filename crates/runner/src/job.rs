@@ -14,6 +14,7 @@ mod listening;
 pub(crate) mod machine;
 pub(crate) mod qemu;
 mod root;
+pub(crate) mod running;
 mod stage;
 
 use std::time::{Duration, Instant};
@@ -64,6 +65,8 @@ struct Live {
     /// Whether the stage that prepares machines has passed on it.
     prepared: bool,
     console: Console,
+    /// What was told of the host's part in a stage that passed.
+    doubted: Option<String>,
 }
 
 /// What a stage leaves behind.
@@ -135,7 +138,8 @@ impl<'a> Execution<'a> {
                 let (acceleration, pid) = machine.identity();
                 tell(self.sink, Happening::VmStarted { vm: number, acceleration, pid });
                 let console = Console::new(number);
-                let mut live = Live { machine, number, used: false, prepared: false, console };
+                let mut live =
+                    Live { machine, number, used: false, prepared: false, console, doubted: None };
                 match self.await_ready(&mut live) {
                     Ok(()) => Ok(live),
                     Err(outcome) => {

@@ -15,7 +15,8 @@ use kiln_vm::agent::{AgentError, ExitStatus, Session, SessionEvent, SessionHandl
 
 use crate::job::PoolAccess;
 use crate::job::machine::{Machine as _, News};
-use crate::job::qemu::{QemuMachine, QemuMachines};
+use crate::job::qemu::QemuMachines;
+use crate::job::running::QemuMachine;
 use crate::sink::{EventSink, note, tell};
 use crate::stop::{StopToken, Urgency};
 use crate::watch::{Gone, Sign};

@@ -98,7 +98,8 @@ fn image_again(
         JobRoot::Plan { plan } => Some(plan),
         JobRoot::Initramfs | JobRoot::Disk => None,
     };
-    let there = plan.is_none_or(|plan| plan.is_file()) && spec.initramfs.is_file();
+    let initramfs = spec.initramfs.as_ref();
+    let there = [plan, initramfs].into_iter().flatten().all(|path| path.is_file());
     if there && spec.kernel.boot.is_file() {
         return Ok(None);
     }
@@ -118,9 +119,8 @@ fn image_again(
         JobRoot::Disk => RootChoice::Clone,
     };
     let equipment = target::equipment(session, &loaded, &kernel, root)?;
-    let initramfs = &equipment.initrd.as_ref().unwrap_or(&equipment.image).path;
     let same =
-        *initramfs == spec.initramfs && plan.is_none_or(|plan| equipment.image.path == *plan);
+        equipment.initramfs() == initramfs && plan.is_none_or(|plan| equipment.image.path == *plan);
     if !same || !spec.kernel.boot.is_file() {
         return Err(changed("the image"));
     }

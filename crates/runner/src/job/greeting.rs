@@ -10,12 +10,14 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use kiln_model::event::NoteLevel;
 use kiln_model::job::JobSpec;
+use kiln_model::protocol::Exec;
 use kiln_model::root::JobRoot;
 use kiln_vm::Vm;
 use kiln_vm::agent::{Agent, AgentError};
 
 use super::listening::Report;
 use super::machine::News;
+use super::running::TERMINAL;
 use crate::chain::chain;
 use crate::warm::{About, Saving};
 
@@ -24,6 +26,8 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// What the machine's disks and its source of entropy need.
 const DISK_DRIVER: &str = "virtio_blk";
 const ENTROPY_DRIVER: &str = "virtio_rng";
+/// How long a guest is left alone before it is saved: what was freed is given back, threads that ended are buried.
+const SETTLING: Duration = Duration::from_millis(150);
 /// Makes the kernel print all of its log on the console.
 const LOUDEST: u8 = b'8';
 
@@ -111,6 +115,7 @@ impl Greeting {
             let (number, saving) = (self.number, self.saving);
             let saved = done.and_then(|()| match (saving, vm.upgrade()) {
                 (Some(saving), Some(vm)) if !self.cried.load(Ordering::Acquire) => {
+                    rehearse(&agent, deadline);
                     // Nothing has been written to its disks: they are what every machine starts with.
                     let saved = save(
                         &vm,
@@ -148,6 +153,21 @@ impl Greeting {
     }
 }
 
+/// Runs a program that does nothing on a terminal, as a stage's script is run. What every program needs is in memory then, and
+/// what a kernel does only the first time is done, for all that start from here.
+fn rehearse(agent: &Agent, deadline: Instant) {
+    let exec = Exec {
+        argv: [&b"/bin/sh"[..], b"-c", b":"].map(<[u8]>::to_vec).to_vec(),
+        pty: Some(TERMINAL),
+        kill_leftovers: true,
+        ..Exec::default()
+    };
+    // A guest without a shell has other programs, and one that does not answer is found out by what follows.
+    if let Ok(mut session) = agent.exec(exec, deadline) {
+        let _ = session.wait(deadline, |_, _| {});
+    }
+}
+
 /// Saves a machine and lets it go on; says what else was removed for it, or why it could not be saved. `keep_disks` is
 /// called while the machine stands still, with what the names of kept disks begin with, and says which pool they are in.
 /// Fails only with the guest.
@@ -162,6 +182,8 @@ pub(super) fn save(
     // Else it would be written by each of them.
     agent.sync(deadline)?;
     agent.rest(deadline)?;
+    // What the kernel still does of all this, it would do again on each of them. Nothing tells when it is done.
+    thread::sleep(SETTLING);
     let kept = saving.memory(about.memory).map_err(|error| chain(&error));
     let saved = kept.and_then(|memory| {
         let state = vm.save(&memory).map_err(|error| chain(&error));

@@ -52,6 +52,12 @@ pub(crate) trait Machine {
     /// What this host did that its kernel must not be blamed for: a full pool, for one.
     fn host_trouble(&mut self) -> Option<String>;
 
+    /// What of its root disk this host could not let it read. Nothing that runs there can be trusted after that, not even to
+    /// have passed: a program or a file of the test itself may have been missing.
+    fn misread(&mut self) -> Option<String> {
+        None
+    }
+
     /// What its disks take of the pool beyond what they started as, and how large they look, in bytes; nothing where none
     /// started as something.
     fn own_bytes(&mut self) -> Option<(u64, u64)> {

@@ -18,20 +18,20 @@ use crate::chain::chain;
 /// A root disk, for as many machines as a job makes.
 #[derive(Clone, Debug)]
 pub(crate) struct Root {
-    disk: Arc<ReadOnly<Watched>>,
+    plan: Arc<Plan>,
 }
 
 /// A root disk that is served to one machine. Dropping it ends that.
 #[derive(Debug)]
 pub(crate) struct ServedRoot {
-    root: Root,
+    disk: Arc<ReadOnly<Watched>>,
     server: vhost_user::Server,
 }
 
-/// A plan that remembers what went wrong.
+/// A plan as one machine reads it, and what went wrong with that.
 #[derive(Debug)]
 struct Watched {
-    plan: Plan,
+    plan: Arc<Plan>,
     trouble: Mutex<Option<String>>,
 }
 
@@ -51,7 +51,7 @@ impl Watched {
 
 impl BlockSource for Watched {
     fn size(&self) -> ByteLen {
-        BlockSource::size(&self.plan)
+        BlockSource::size(&*self.plan)
     }
 
     fn read(&self, at: u64, buffer: &mut [u8]) -> Result<(), DeviceError> {
@@ -59,7 +59,7 @@ impl BlockSource for Watched {
     }
 
     fn extents(&self, at: ByteOffset, len: ByteLen) -> Result<Vec<Extent>, DeviceError> {
-        BlockSource::extents(&self.plan, at, len)
+        BlockSource::extents(&*self.plan, at, len)
     }
 }
 
@@ -68,17 +68,19 @@ impl Root {
     pub(crate) fn open(plan: &Path) -> Result<Root, String> {
         let plan = Plan::load(plan)
             .map_err(|error| format!("{}; `kiln image prune` and run again", chain(&error)))?;
-        Ok(Root { disk: Arc::new(ReadOnly(Watched { plan, trouble: Mutex::default() })) })
+        Ok(Root { plan: Arc::new(plan) })
     }
 
     /// Serves it to a machine.
     pub(crate) fn serve(&self) -> Result<ServedRoot, String> {
         let socket = socket_folder()?.join(format!("{}-root.sock", unique()));
         let options = vhost_user::Options { serial: ROOT_SERIAL.to_owned(), ..Default::default() };
-        let disk: Arc<dyn kiln_block::BlockDevice> = Arc::clone(&self.disk) as _;
-        let server = vhost_user::Server::start(&socket, Export::new(disk), options)
+        let watched = Watched { plan: Arc::clone(&self.plan), trouble: Mutex::default() };
+        let disk = Arc::new(ReadOnly(watched));
+        let export = Export::new(Arc::clone(&disk) as Arc<dyn kiln_block::BlockDevice>);
+        let server = vhost_user::Server::start(&socket, export, options)
             .map_err(|error| format!("cannot serve the root disk: {}", chain(&error)))?;
-        Ok(ServedRoot { root: self.clone(), server })
+        Ok(ServedRoot { disk, server })
     }
 }
 
@@ -90,7 +92,7 @@ impl ServedRoot {
 
     /// Why a request of the guest failed, if one did.
     pub(crate) fn trouble(&self) -> Option<String> {
-        let trouble = &self.root.disk.0.trouble;
+        let trouble = &self.disk.0.trouble;
         let trouble = trouble.lock().unwrap_or_else(PoisonError::into_inner).clone()?;
         Some(format!("the root disk could not be read: {trouble}; the next run sees the new file"))
     }
@@ -118,13 +120,14 @@ mod tests {
 
         let root = Root::open(&plan).unwrap();
         let served = root.serve().unwrap();
-        let mut all = vec![0; usize::try_from(root.disk.size().get()).unwrap()];
-        root.disk.read_at(ByteOffset::new(0), &mut all).unwrap();
+        let mut all = vec![0; usize::try_from(served.disk.size().get()).unwrap()];
+        served.disk.read_at(ByteOffset::new(0), &mut all).unwrap();
         assert_eq!(served.trouble(), None);
         fs::write(files.join("program"), vec![b'q'; 10_000]).unwrap();
-        assert!(root.disk.read_at(ByteOffset::new(0), &mut all).is_err());
+        assert!(served.disk.read_at(ByteOffset::new(0), &mut all).is_err());
         let told = served.trouble().unwrap();
         assert!(told.contains("program changed since the disk was planned"), "{told}");
+        assert_eq!(root.serve().unwrap().trouble(), None, "another machine has not read it");
         let socket = served.socket();
         assert!(socket.exists());
         drop(served);

@@ -425,14 +425,34 @@ impl<'r, 'a> StageRun<'r, 'a> {
             outcome = crashed;
             machine_usable = false;
         }
-        if outcome.counts_against_the_kernel()
-            && let Some(reason) = self.live.machine.host_trouble()
-        {
+        if let Some(reason) = self.doubt(&outcome) {
             outcome = Outcome::Broken { reason };
             machine_usable = false;
         }
         self.keep_disks(&outcome);
         Aftermath { outcome, machine_usable }
+    }
+
+    /// Why an outcome does not count: the host had a part in it. Of a root disk that could not be read, no outcome counts. That
+    /// requests to other disks failed excuses a failure; a stage that passed in spite of it is told of.
+    fn doubt(&mut self, outcome: &Outcome) -> Option<String> {
+        if outcome.counts_against_the_kernel() {
+            return self.live.machine.host_trouble();
+        }
+        if !matches!(outcome, Outcome::Passed | Outcome::Skipped { .. }) {
+            return None;
+        }
+        if let Some(reason) = self.live.machine.misread() {
+            return Some(format!("{}, but {reason}", outcome.word()));
+        }
+        let trouble = self.live.machine.host_trouble()?;
+        // It stays true for the stages to come.
+        if self.live.doubted.as_ref() != Some(&trouble) {
+            let (stage, word) = (&self.stage.name, outcome.word());
+            self.job.warn(format!("{stage} {word} although {trouble}"));
+            self.live.doubted = Some(trouble);
+        }
+        None
     }
 
     /// Waits for the rest of a crash that began after the script's exit, if one did.

@@ -23,6 +23,8 @@ enum Act {
     AskToStop(StopToken),
     /// Nothing any more, and this is why.
     StandStill(String),
+    /// The same, and it is the root disk that could not be read.
+    Misread(String),
     /// Nothing until somebody looks without waiting.
     Pause,
     /// Lines on the console without an end.
@@ -106,7 +108,7 @@ impl Machine for FakeMachine {
                 None
             }
             // A silent machine: time passes, as it would.
-            Some(Act::AwaitLaunch | Act::Pause | Act::StandStill(_)) | None => {
+            Some(Act::AwaitLaunch | Act::Pause | Act::StandStill(_) | Act::Misread(_)) | None => {
                 self.pass(patience);
                 None
             }
@@ -141,7 +143,14 @@ impl Machine for FakeMachine {
 
     fn host_trouble(&mut self) -> Option<String> {
         match self.acts.front() {
-            Some(Act::StandStill(why)) => Some(why.clone()),
+            Some(Act::StandStill(why) | Act::Misread(why)) => Some(why.clone()),
+            _ => None,
+        }
+    }
+
+    fn misread(&mut self) -> Option<String> {
+        match self.acts.front() {
+            Some(Act::Misread(why)) => Some(why.clone()),
             _ => None,
         }
     }
@@ -185,7 +194,7 @@ fn spec(folder: &Path, stages: Vec<Stage>) -> JobSpec {
             parameters: vec![],
             fast: false,
         },
-        initramfs: "/i".into(),
+        initramfs: Some("/i".into()),
         root: kiln_model::root::JobRoot::default(),
         machine: Shape {
             memory: 1 << 30,
@@ -573,4 +582,36 @@ fn a_failure_on_disks_that_failed_on_the_host_is_broken_and_the_next_stage_gets_
     );
     assert!(told.lines.contains(&"next: passed".to_owned()), "{:?}", told.lines);
     assert_eq!(told.log, ["1: launch fails", "1: kill", "2: launch next", "2: power off"]);
+}
+
+#[test]
+fn a_stage_that_passed_on_a_root_disk_that_could_not_be_read_has_not_passed() {
+    for (status, word) in [(0, "passed"), (77, "skipped")] {
+        let told = play(
+            ["passes", "next"].map(stage).to_vec(),
+            vec![
+                Ok(vec![ready(), Act::AwaitLaunch, exit(status), Act::Misread("gone".into())]),
+                Ok(vec![ready(), Act::AwaitLaunch, exit(0)]),
+            ],
+        );
+        let broken = format!("passes: broken ({word}, but gone)");
+        assert_eq!(told.outcomes(), [broken.as_str(), "next: passed"]);
+        assert_eq!(told.log, ["1: launch passes", "1: kill", "2: launch next", "2: power off"]);
+    }
+}
+
+#[test]
+fn a_stage_that_passed_although_its_disks_failed_is_told_of_once() {
+    let told = play(
+        vec![stage("passes")],
+        vec![Ok(vec![
+            ready(),
+            Act::AwaitLaunch,
+            exit(0),
+            Act::StandStill("3 requests failed".into()),
+        ])],
+    );
+    assert_eq!(told.outcomes(), ["passes: passed"]);
+    let warning = "note: passes passed although 3 requests failed".to_owned();
+    assert!(told.lines.contains(&warning), "{:?}", told.lines);
 }

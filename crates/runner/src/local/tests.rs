@@ -28,7 +28,7 @@ fn spec(folder: &Path) -> JobSpec {
             parameters: vec![],
             fast: false,
         },
-        initramfs: "/i".into(),
+        initramfs: Some("/i".into()),
         root: kiln_model::root::JobRoot::default(),
         machine: Machine {
             memory: 1 << 30,

@@ -11,7 +11,7 @@ use kiln_model::root::JobRoot;
 use kiln_vm::VmSpec;
 
 /// Grows when what is saved, or how a guest is made ready, changes.
-const FORMAT: &str = "kiln warm machine, 1";
+const FORMAT: &str = "kiln warm machine, 2";
 
 struct Digest(blake3::Hasher);
 
@@ -93,7 +93,10 @@ pub(super) fn of_ready(job: &JobSpec, vm: &VmSpec, bases: &[String]) -> io::Resu
     digest.text(&job.kernel.identity.release);
     digest.text(&job.kernel.identity.digest);
     digest.file(&job.kernel.boot)?;
-    digest.image(&job.initramfs)?;
+    match &job.initramfs {
+        Some(initramfs) => digest.image(initramfs)?,
+        None => digest.text("no initramfs"),
+    }
     match &job.root {
         JobRoot::Initramfs => digest.text("initramfs"),
         JobRoot::Plan { plan } => {

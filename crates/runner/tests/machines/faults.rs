@@ -243,3 +243,37 @@ fn a_shell_has_input_output_and_an_exit_status() {
     assert!(seen.contains("hello-23"), "{seen}");
     assert_eq!(shell.close(), "powered off");
 }
+
+#[test]
+fn a_stage_that_passed_without_a_file_that_changed_on_this_host_is_broken() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("data");
+    std::fs::write(&file, vec![b'x'; 100_000]).unwrap();
+    let scenario = format!(
+        r#"
+name = "changed"
+[guest]
+binaries = ["sh", "cat", "true"]
+files = [{{ path = "/etc/data", source = "{}" }}]
+[vm]
+memory = "256M"
+root = "disk"
+[[stages]]
+name = "reads"
+run = "cat /etc/data >/dev/null || true"
+[[stages]]
+name = "does-not"
+run = "true"
+"#,
+        file.display()
+    );
+    let room = Room::new();
+    let spec = room.job(&room.load(&scenario));
+    std::fs::write(&file, vec![b'y'; 200_000]).unwrap();
+    let told = room.execute(&spec, &StopToken::new());
+    let outcomes = told.outcomes();
+    let why = "reads: broken (passed, but the root disk could not be read: ";
+    assert!(outcomes[0].starts_with(why), "{}", told.transcript());
+    assert_eq!(outcomes[1], "does-not: passed", "{}", told.transcript());
+    no_machine_is_left(&told);
+}
