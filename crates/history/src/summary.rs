@@ -96,6 +96,9 @@ pub struct MachineSummary {
     pub acceleration: Acceleration,
     /// From exec to the agent's hello in wall milliseconds, if it said hello.
     pub boot_ms: Option<u64>,
+    /// Whether it was restored from a saved moment instead of booted.
+    #[serde(default)]
+    pub restored: bool,
     /// How it ended, for a person.
     pub ended: Option<String>,
 }
@@ -258,12 +261,19 @@ impl SummaryBuilder {
                 push(&mut run.notes, MOST_NOTES, Note { level, text })
             }
             Happening::VmStarted { vm, acceleration, .. } => {
-                let machine = MachineSummary { vm, acceleration, boot_ms: None, ended: None };
+                let machine = MachineSummary {
+                    vm,
+                    acceleration,
+                    boot_ms: None,
+                    restored: false,
+                    ended: None,
+                };
                 push(&mut run.machines, MOST_MACHINES, machine);
             }
-            Happening::VmReady { vm, boot_ms, .. } => {
+            Happening::VmReady { vm, boot_ms, restored, .. } => {
                 if let Some(machine) = run.machines.iter_mut().rev().find(|m| m.vm == vm) {
                     machine.boot_ms = Some(boot_ms);
+                    machine.restored = restored;
                 }
             }
             Happening::VmEnded { vm, how } => {

@@ -6,7 +6,7 @@ use maud::{Markup, html};
 use super::evidence::Evidence;
 use super::page::{self, Depth, chip, command, duration, moment, reason, size, stage_link};
 use crate::standing::Standing;
-use crate::summary::{RunState, RunSummary, StageSummary};
+use crate::summary::{MachineSummary, RunState, RunSummary, StageSummary};
 use crate::terminal_text;
 
 /// Of a kernel report, so much is shown on the run's page; the stage's page has more.
@@ -198,14 +198,14 @@ fn machines(run: &RunSummary, evidence: &Evidence) -> Markup {
                     table {
                         thead { tr {
                             th scope="col" { "Machine" } th scope="col" { "Runs on" }
-                            th.number scope="col" { "Boot" } th scope="col" { "Ended" } th scope="col" { "Console" }
+                            th scope="col" { "Came up" } th scope="col" { "Ended" } th scope="col" { "Console" }
                         } }
                         tbody {
                             @for machine in &run.machines {
                                 tr {
                                     th scope="row" { (machine.vm) }
                                     td { (machine.acceleration.word()) }
-                                    td.number { @if let Some(ms) = machine.boot_ms { (duration(ms)) } }
+                                    td { (came_up(machine)) }
                                     td { (one_line(machine.ended.as_deref().unwrap_or(""), 200)) }
                                     td { (console(evidence, machine.vm)) }
                                 }
@@ -222,6 +222,12 @@ fn machines(run: &RunSummary, evidence: &Evidence) -> Markup {
             }
         }
     }
+}
+
+/// How a machine came up, and how long that took.
+fn came_up(machine: &MachineSummary) -> String {
+    let how = if machine.restored { "restored" } else { "booted" };
+    machine.boot_ms.map_or_else(String::new, |ms| format!("{how} in {}", duration(ms)))
 }
 
 /// A machine's console, if the job kept it.
