@@ -51,7 +51,7 @@ const STEP: u64 = 64;
 const PAGE_ENTRIES: usize = 256;
 
 /// Reading and writing fail in different places, and a caller wants to know in which.
-enum Failure {
+pub(crate) enum Failure {
     Read(LayerError),
     Write(io::Error),
 }
@@ -68,7 +68,17 @@ pub(crate) fn write<W: Write + Seek>(
     content: &Content<'_>,
     sealing: &Sealing,
 ) -> Result<Written<W>, LayerError> {
-    write_wrapped(out, content, sealing).map_err(|failure| match failure {
+    write_with(out, content.virtual_size, sealing, |body| copy(content, body))
+}
+
+/// Writes a layer whose body `fill` writes.
+pub(crate) fn write_with<W: Write + Seek>(
+    out: W,
+    virtual_size: u64,
+    sealing: &Sealing,
+    fill: impl FnOnce(&mut Body<'_>) -> Result<(), Failure>,
+) -> Result<Written<W>, LayerError> {
+    write_wrapped(out, virtual_size, sealing, fill).map_err(|failure| match failure {
         Failure::Read(error) => error,
         Failure::Write(source) => {
             LayerError::Io { act: "write", name: "the new layer".to_owned(), source }
@@ -78,8 +88,9 @@ pub(crate) fn write<W: Write + Seek>(
 
 fn write_wrapped<W: Write + Seek>(
     mut out: W,
-    content: &Content<'_>,
+    virtual_size: u64,
     sealing: &Sealing,
+    fill: impl FnOnce(&mut Body<'_>) -> Result<(), Failure>,
 ) -> Result<Written<W>, Failure> {
     let start = out.stream_position()?;
     if sealing.in_tar {
@@ -89,13 +100,14 @@ fn write_wrapped<W: Write + Seek>(
     let (mut out, payload, segments) = match sealing.packing {
         Some(packing) => {
             let mut packed = ZFileWriter::new(out, packing)?;
-            let (_, segments) = write_plain(&mut packed, content, sealing)?;
+            let (_, segments) = write_plain(&mut packed, virtual_size, sealing, fill)?;
             let (out, len) = packed.finish()?;
             (out, len, segments)
         }
         None => {
-            let mut buffered = BufWriter::with_capacity(1 << 20, &mut out);
-            let (len, segments) = write_plain(&mut buffered, content, sealing)?;
+            // Large pieces go past the buffer.
+            let mut buffered = BufWriter::with_capacity(128 << 10, &mut out);
+            let (len, segments) = write_plain(&mut buffered, virtual_size, sealing, fill)?;
             buffered.flush()?;
             drop(buffered);
             (out, len, segments)
@@ -112,40 +124,81 @@ fn write_wrapped<W: Write + Seek>(
     Ok(Written { out, len, segments })
 }
 
-/// Header, data, index, trailer; returns how many bytes these are, and the entries.
-fn write_plain(
-    out: &mut impl Write,
-    content: &Content<'_>,
-    sealing: &Sealing,
-) -> Result<(u64, usize), Failure> {
-    let header = |kind| -> Result<Header, Failure> {
-        let header = Header::new(kind, content.virtual_size, sealing.uuid, sealing.parent);
-        Ok(Header { user_tag: tag(&sealing.user_tag).map_err(Failure::Read)?, ..header })
-    };
-    out.write_all(&header(Kind::SealedHeader)?.encode())?;
-    let mut end = HEADER_SIZE / SECTOR;
-    let mut entries = Vec::with_capacity(content.segments.len());
+/// The data of a layer that is being written, and what its index will say of it.
+pub(crate) struct Body<'o> {
+    out: &'o mut dyn Write,
+    entries: Vec<Segment>,
+    /// Behind the last sector that an entry says is stored.
+    end: u64,
+}
+
+impl Body<'_> {
+    /// Writes data. The entries that say what it is are added afterwards, in the same order.
+    pub(crate) fn data(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.out.write_all(bytes)
+    }
+
+    /// Says what the data is that was written, or that there is none.
+    pub(crate) fn entry(&mut self, segment: &Segment) {
+        if segment.zeroed {
+            self.entries.push(Segment { stored_at: self.end, ..*segment });
+            return;
+        }
+        for step in steps(*segment) {
+            self.entries.push(Segment { stored_at: self.end, ..step });
+            self.end += u64::from(step.len);
+        }
+    }
+}
+
+/// A segment in the steps in which it is copied.
+fn steps(segment: Segment) -> impl Iterator<Item = Segment> {
+    let mut start = segment.start;
+    std::iter::from_fn(move || {
+        let end = segment.end().min(start + STEP);
+        let step = (start < end).then(|| segment.clip(start, end));
+        start = end;
+        step
+    })
+}
+
+/// Copies what is to be written.
+fn copy(content: &Content<'_>, body: &mut Body<'_>) -> Result<(), Failure> {
+    body.entries.reserve(content.segments.len());
     let mut buffer = vec![0; to_index(STEP * SECTOR)];
     for segment in &content.segments {
+        body.entry(segment);
         if segment.zeroed {
-            entries.push(Segment { stored_at: end, ..*segment });
             continue;
         }
         let Some(input) = (content.source)(segment.source) else {
             let missing = format!("there is no source {}", segment.source);
             return Err(Failure::Read(LayerError::Refused(missing)));
         };
-        let mut start = segment.start;
-        while start < segment.end() {
-            let step = segment.clip(start, segment.end().min(start + STEP));
+        for step in steps(*segment) {
             let bytes = &mut buffer[..to_index(u64::from(step.len) * SECTOR)];
             read(input, step.stored_at * SECTOR, bytes).map_err(Failure::Read)?;
-            out.write_all(bytes)?;
-            entries.push(Segment { stored_at: end, ..step });
-            end += u64::from(step.len);
-            start = step.end();
+            body.data(bytes)?;
         }
     }
+    Ok(())
+}
+
+/// Header, data, index, trailer; returns how many bytes these are, and the entries.
+fn write_plain(
+    out: &mut impl Write,
+    virtual_size: u64,
+    sealing: &Sealing,
+    fill: impl FnOnce(&mut Body<'_>) -> Result<(), Failure>,
+) -> Result<(u64, usize), Failure> {
+    let header = |kind| -> Result<Header, Failure> {
+        let header = Header::new(kind, virtual_size, sealing.uuid, sealing.parent);
+        Ok(Header { user_tag: tag(&sealing.user_tag).map_err(Failure::Read)?, ..header })
+    };
+    out.write_all(&header(Kind::SealedHeader)?.encode())?;
+    let mut body = Body { out, entries: Vec::new(), end: HEADER_SIZE / SECTOR };
+    fill(&mut body)?;
+    let Body { entries, end, .. } = body;
     let entries = compress(entries.into_iter());
     let padding = entries.len().next_multiple_of(PAGE_ENTRIES) - entries.len();
     for entry in &entries {

@@ -5,15 +5,15 @@ use std::sync::Arc;
 
 use kiln_block::{BlockDevice, ByteLen, ByteOffset, DeviceError, Extent, ExtentKind, is_zero};
 
-use crate::compact::{self, Content, Sealing, Written};
+use crate::compact::{self, Content, Failure, Sealing, Written};
 use crate::lsmt::{LONGEST, SECTOR, Segment};
 use crate::stack::to_index;
 use crate::{Input, LayerError};
 
 /// Zeros are left out in blocks of this size.
 const BLOCK: usize = 4096;
-/// What is read at once.
-const STEP: u64 = 1 << 20;
+/// What is read at once: as much as a processor's own cache holds.
+const STEP: u64 = 256 << 10;
 
 /// Writes a sealed layer that reads like the disk. Holes and blocks of zeros are left out of it.
 pub fn pack<W: Write + Seek>(
@@ -23,33 +23,41 @@ pub fn pack<W: Write + Seek>(
     sealing: &Sealing,
 ) -> Result<Written<W>, LayerError> {
     let size = usable_size(name, &**disk)?;
-    let failed = failed_at(name);
-    let mut segments: Vec<Segment> = Vec::new();
-    let mut buffer = vec![0; to_index(STEP)];
-    let mut done = 0;
+    let failed = |at, error| Failure::Read(failed_at(name)(at, error));
     let all = disk.extents(ByteOffset::ZERO, ByteLen::new(size));
-    for extent in all.map_err(|error| failed(0, error))? {
-        if extent.kind != ExtentKind::Data {
-            continue;
-        }
-        let start = extent.at.get();
-        let end = (start + extent.len.get()).next_multiple_of(SECTOR);
-        let mut at = (start - start % SECTOR).max(done);
-        while at < end {
-            let bytes = &mut buffer[..to_index(STEP.min(end - at))];
-            disk.read_at(ByteOffset::new(at), bytes).map_err(|error| failed(at, error))?;
-            for block in bytes.chunks(BLOCK) {
-                if !is_zero(block) {
-                    note(&mut segments, at, block.len() as u64, false);
+    let all = all.map_err(|error| failed_at(name)(0, error))?;
+    compact::write_with(out, size, sealing, |body| {
+        let mut segments: Vec<Segment> = Vec::new();
+        let mut buffer = vec![0; to_index(STEP)];
+        let mut done = 0;
+        for extent in all.iter().filter(|extent| extent.kind == ExtentKind::Data) {
+            let start = extent.at.get();
+            let end = (start + extent.len.get()).next_multiple_of(SECTOR);
+            let mut at = (start - start % SECTOR).max(done);
+            while at < end {
+                let bytes = &mut buffer[..to_index(STEP.min(end - at))];
+                disk.read_at(ByteOffset::new(at), bytes).map_err(|error| failed(at, error))?;
+                // What lies between zeros is written in one piece.
+                let mut from = 0;
+                let mut within = 0;
+                for block in bytes.chunks(BLOCK) {
+                    let behind = within + block.len();
+                    if is_zero(block) {
+                        body.data(&bytes[from..within])?;
+                        from = behind;
+                    } else {
+                        note(&mut segments, at, block.len() as u64, false);
+                    }
+                    within = behind;
+                    at += block.len() as u64;
                 }
-                at += block.len() as u64;
+                body.data(&bytes[from..])?;
             }
+            done = done.max(end);
         }
-        done = done.max(end);
-    }
-    let input = Input::new(name, Arc::clone(disk));
-    let content = Content { virtual_size: size, segments, source: &|_| Some(&input) };
-    compact::write(out, &content, sealing)
+        segments.iter().for_each(|segment| body.entry(segment));
+        Ok(())
+    })
 }
 
 /// Writes a sealed layer that makes `old`, if it lies below, read like `new`. Only `changed` is looked at: ranges of the

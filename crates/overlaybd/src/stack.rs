@@ -20,6 +20,8 @@ pub struct Stack {
     size: ByteLen,
     segments: Vec<Segment>,
     lookup: Lookup,
+    /// Where each layer's bytes are, and those of its foreign file, the topmost first: close together, for each read asks.
+    sources: Box<[(Input, Option<Input>)]>,
 }
 
 /// A layer that was made to lie on another one than the one it lies on.
@@ -63,7 +65,10 @@ impl Stack {
         });
         let segments = overlay_all(indexes.collect());
         let lookup = Lookup::new(&segments);
-        Ok(Stack { layers, size: ByteLen::new(size.unwrap_or(0)), segments, lookup })
+        let source = |layer: &Layer| (layer.content().clone(), layer.remote().cloned());
+        let sources = layers.iter().rev().map(source).collect();
+        let size = ByteLen::new(size.unwrap_or(0));
+        Ok(Stack { layers, size, segments, lookup, sources })
     }
 
     /// The layers, the lowest first.
@@ -120,9 +125,8 @@ impl Stack {
 
     /// The file that segments with that source are in.
     fn source(&self, number: u16) -> Option<&Input> {
-        let from_top = usize::from(number % REMOTE);
-        let layer = self.layers.get(self.layers.len().checked_sub(from_top + 1)?)?;
-        if number >= REMOTE { layer.remote() } else { Some(layer.content()) }
+        let (content, remote) = self.sources.get(usize::from(number % REMOTE))?;
+        if number < REMOTE { Some(content) } else { remote.as_ref() }
     }
 
     /// The segments that end behind a sector.
@@ -221,7 +225,16 @@ impl BlockSource for Stack {
     }
 
     fn read(&self, at: u64, out: &mut [u8]) -> Result<(), DeviceError> {
-        for piece in pieces(at, out.len() as u64, self.segments_from(at / SECTOR).iter().copied()) {
+        let segments = self.segments_from(at / SECTOR);
+        // Nearly all reads of a few blocks lie in one segment.
+        if let Some(segment) = segments.first()
+            && bytes(segment.start) <= at
+            && bytes(segment.end()) - at >= out.len() as u64
+            && !segment.zeroed
+        {
+            return self.read_stored(segment, at, out);
+        }
+        for piece in pieces(at, out.len() as u64, segments.iter().copied()) {
             let range = &mut out[to_index(piece.at - at)..to_index(piece.at - at + piece.len)];
             match piece.segment {
                 Some(segment) if !segment.zeroed => self.read_stored(&segment, piece.at, range)?,

@@ -4,8 +4,9 @@
 //! each; the few that start within one are counted by comparing eight keys at once, without a branch. That is two
 //! places in memory for each search, however many segments there are, as long as they are spread over the disk.
 //!
-//! Where more than eight start within a bucket, a *tree* decides, which does not care how they are spread. Its
-//! leaves are the starts: nodes of sixteen keys,
+//! A bucket in which eight or more start is divided into buckets of its own, narrow enough for one each if they are
+//! spread evenly within it: segments come in clusters, for that is how files are written. Where that does not help
+//! either, a *tree* decides, which does not care how they are spread. Its leaves are the starts: nodes of sixteen keys,
 //! level after level in one array, the children of a node at a place that follows from its own. A step
 //! compares all sixteen keys without a branch, which compilers turn into vector instructions. Processors
 //! with AVX2 compare 32-bit keys in two of them; whether it is there is asked once for each index.
@@ -34,6 +35,9 @@ enum Keys {
 /// Keys that are compared at once in a bucket.
 const WINDOW: usize = 8;
 
+/// In the place of a number of segments: the rest is the number of a [`Dense`]. Indexes are much shorter than that.
+const DENSE: u32 = 1 << 31;
+
 /// The first guess: how many segments start before each bucket, and where those behind it start.
 #[derive(Debug)]
 struct Buckets<K> {
@@ -41,9 +45,22 @@ struct Buckets<K> {
     last: u64,
     /// A bucket has two to this sectors.
     shift: u32,
-    before: Vec<u32>,
+    /// First those of all buckets, then those of the buckets within dense ones.
+    before: Box<[u32]>,
+    dense: Box<[Dense]>,
     /// All starts, and a window of the largest key behind them.
-    keys: Vec<K>,
+    keys: Box<[K]>,
+}
+
+/// A bucket with buckets of its own.
+#[derive(Debug, Clone, Copy)]
+struct Dense {
+    /// Where theirs begin in `before`.
+    first: u32,
+    /// Each has two to this sectors.
+    shift: u32,
+    /// How many there are, less one: a power of two, less one.
+    mask: u32,
 }
 
 impl<K: Key> Buckets<K> {
@@ -56,7 +73,7 @@ impl<K: Key> Buckets<K> {
             shift += 1;
         }
         let mut before = Vec::new();
-        for (rank, segment) in (0u32..).zip(segments) {
+        for (rank, segment) in (0u32..DENSE).zip(segments) {
             // Buckets up to the segment's own start behind all segments before it.
             let bucket = usize::try_from(segment.start >> shift).unwrap_or(0);
             while before.len() <= bucket {
@@ -66,8 +83,9 @@ impl<K: Key> Buckets<K> {
         if before.is_empty() {
             before.push(0);
         }
+        let dense = divide(segments, shift, &mut before);
         let keys = segments.iter().map(key).chain([K::LARGEST; WINDOW]).collect();
-        Buckets { last, shift, before, keys }
+        Buckets { last, shift, before: before.into(), dense: dense.into(), keys }
     }
 
     /// How many segments start at the sector or before it, which is `wanted` as a key; `None` where the
@@ -78,10 +96,55 @@ impl<K: Key> Buckets<K> {
             return Some(self.keys.len() - WINDOW);
         }
         let bucket = usize::try_from(sector >> self.shift).ok()?;
-        let before = *self.before.get(bucket)? as usize;
+        let mut before = *self.before.get(bucket)?;
+        if before & DENSE != 0 {
+            let dense = self.dense.get((before ^ DENSE) as usize)?;
+            let within = (sector >> dense.shift) & u64::from(dense.mask);
+            before = *self.before.get(dense.first as usize + usize::try_from(within).ok()?)?;
+        }
+        let before = before as usize;
         let within = K::count(self.keys.get(before..)?.first_chunk::<WINDOW>()?, wanted);
         (within < WINDOW).then_some(before + within)
     }
+}
+
+/// Divides the buckets of two to `shift` sectors in which too many segments start, and appends what the new ones say
+/// of `before`.
+fn divide(segments: &[Segment], shift: u32, before: &mut Vec<u32>) -> Vec<Dense> {
+    let mut dense = Vec::new();
+    let buckets = before.len();
+    for bucket in 0..buckets {
+        let start = before[bucket];
+        // Those behind this one are numbers of segments still.
+        let end = if bucket + 1 < buckets { before[bucket + 1] as usize } else { segments.len() };
+        let within = &segments[start as usize..end];
+        let (Ok(first), Ok(number)) = (u32::try_from(before.len()), u32::try_from(dense.len()))
+        else {
+            break;
+        };
+        if within.len() < WINDOW {
+            continue;
+        }
+        let mut bits = 0;
+        while bits < shift.min(31) && 1 << bits < within.len() {
+            bits += 1;
+        }
+        let inner = Dense { first, shift: shift - bits, mask: (1 << bits) - 1 };
+        let mut ranks = (start..).zip(within).peekable();
+        let mut rank = start;
+        for own in 0..=inner.mask {
+            before.push(rank);
+            let is_own = |segment: &Segment| {
+                segment.start >> inner.shift & u64::from(inner.mask) == u64::from(own)
+            };
+            while let Some((found, _)) = ranks.next_if(|(_, segment)| is_own(segment)) {
+                rank = found + 1;
+            }
+        }
+        before[bucket] = DENSE | number;
+        dense.push(inner);
+    }
+    dense
 }
 
 /// A key in the form that vector units compare: signed.

@@ -1,7 +1,9 @@
 //! ZFile: a file in independently compressed blocks, readable anywhere.
 
+mod ahead;
 mod cache;
 mod codec;
+mod crew;
 mod header;
 mod pipeline;
 mod reader;

@@ -1,10 +1,12 @@
 //! Blocks compressed by several threads, given back in the order they came.
 //!
-//! Each thread has a queue of its own and shares are dealt out in turn, so the next result is always that of the
-//! next thread: nothing is sorted and nobody spins. How much waits is bounded, and buffers come back with the results.
+//! Whoever has nothing else to do takes the share that came first; so does the thread that hands shares over, when enough of
+//! them wait or the next result is not there yet. So nobody waits while there is something to compress, and nobody spins. How
+//! much is on its way is bounded, and buffers come back with the results.
 
+use std::collections::VecDeque;
 use std::io;
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{Builder, JoinHandle};
 
 use super::codec::Codec;
@@ -12,8 +14,8 @@ use super::header::{BLOCK_CRC_SEED, crc};
 
 /// Content that one thread compresses at a time.
 pub(super) const SHARE: usize = 128 << 10;
-/// Shares that may wait at each thread.
-const DEPTH: usize = 4;
+/// Shares on their way, for each thread.
+const DEPTH: usize = 3;
 /// Other readers take no compressed block that is larger.
 const READABLE: usize = 65536;
 
@@ -88,52 +90,96 @@ struct TooLarge;
 /// Threads that compress; they end with this.
 #[derive(Debug)]
 pub(super) struct Pipeline {
-    lanes: Vec<Lane>,
-    /// The lane that gets the next share.
-    into: usize,
-    /// The lane whose result is the next.
-    from: usize,
+    shared: Arc<Shared>,
+    /// All but the one that hands over.
+    threads: Vec<JoinHandle<()>>,
     waiting: usize,
     spare: Vec<Share>,
 }
 
 #[derive(Debug)]
-struct Lane {
-    shares: Option<Sender<Share>>,
-    results: Receiver<io::Result<Share>>,
-    thread: Option<JoinHandle<()>>,
+struct Shared {
+    blocks: Blocks,
+    state: Mutex<State>,
+    /// There is a share to compress, or there will be no more.
+    more: Condvar,
+    /// A share is compressed.
+    done: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// Shares that nobody has begun with, and their numbers.
+    todo: VecDeque<(u64, Share)>,
+    /// What became of the shares from `taken` on.
+    results: VecDeque<Option<io::Result<Share>>>,
+    taken: u64,
+    /// Threads that wait for `more`, and whether `done` is waited for.
+    idle: usize,
+    wanted: bool,
+    closed: bool,
 }
 
 impl Pipeline {
     pub(super) fn start(threads: usize, blocks: Blocks) -> io::Result<Pipeline> {
-        let lanes = (0..threads).map(|_| Lane::start(blocks)).collect::<io::Result<_>>()?;
-        Ok(Pipeline { lanes, into: 0, from: 0, waiting: 0, spare: Vec::new() })
+        let (state, more, done) = (Mutex::default(), Condvar::new(), Condvar::new());
+        let shared = Arc::new(Shared { blocks, state, more, done });
+        let mut pipeline = Pipeline { shared, threads: Vec::new(), waiting: 0, spare: Vec::new() };
+        for _ in 1..threads {
+            let shared = Arc::clone(&pipeline.shared);
+            let thread = Builder::new().name("pack".to_owned()).spawn(move || {
+                while let Some((number, share)) = shared.next() {
+                    shared.pack(number, share);
+                }
+            });
+            pipeline.threads.push(thread?);
+        }
+        Ok(pipeline)
     }
 
     /// Whether a share must be taken before another one is put.
     pub(super) fn is_full(&self) -> bool {
-        self.waiting == self.lanes.len() * DEPTH
+        self.waiting >= (self.threads.len() + 1) * DEPTH
     }
 
     /// Hands content over and leaves an empty buffer in its place.
-    pub(super) fn put(&mut self, content: &mut Vec<u8>) -> io::Result<()> {
+    pub(super) fn put(&mut self, content: &mut Vec<u8>) {
         let mut share = self.spare.pop().unwrap_or_default();
         std::mem::swap(&mut share.content, content);
         content.clear();
         share.packed.clear();
-        let lane = &self.lanes[self.into];
-        let sent = lane.shares.as_ref().is_some_and(|shares| shares.send(share).is_ok());
-        self.into = (self.into + 1) % self.lanes.len();
         self.waiting += 1;
-        if sent { Ok(()) } else { Err(ended()) }
+        let mut state = self.shared.state();
+        let number = state.taken + state.results.len() as u64;
+        state.results.push_back(None);
+        state.todo.push_back((number, share));
+        let is_awaited = state.idle > 0;
+        drop(state);
+        if is_awaited {
+            self.shared.more.notify_one();
+        }
     }
 
-    /// The share put first of those that were not taken; `None` if all were.
+    /// The share put first of those that were not taken; `None` if all were. Compresses until it is there.
     pub(super) fn take(&mut self) -> Option<io::Result<Share>> {
         self.waiting = self.waiting.checked_sub(1)?;
-        let result = self.lanes[self.from].results.recv();
-        self.from = (self.from + 1) % self.lanes.len();
-        Some(result.unwrap_or_else(|_| Err(ended())))
+        let mut state = self.shared.state();
+        loop {
+            if let Some(result) = state.results.front_mut().and_then(Option::take) {
+                state.results.pop_front();
+                state.taken += 1;
+                return Some(result);
+            }
+            if let Some((number, share)) = state.todo.pop_front() {
+                drop(state);
+                self.shared.pack(number, share);
+                state = self.shared.state();
+                continue;
+            }
+            state.wanted = true;
+            state = self.shared.done.wait(state).unwrap_or_else(PoisonError::into_inner);
+            state.wanted = false;
+        }
     }
 
     /// Gives the buffers of a share back.
@@ -142,32 +188,68 @@ impl Pipeline {
     }
 }
 
-fn ended() -> io::Error {
-    io::Error::other("a thread that compresses has ended")
-}
+impl Shared {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 
-impl Lane {
-    fn start(blocks: Blocks) -> io::Result<Lane> {
-        let (shares, todo) = channel::<Share>();
-        let (done, results) = channel();
-        let thread = Builder::new().name("pack".to_owned()).spawn(move || {
-            for mut share in todo {
-                let Share { content, packed } = &mut share;
-                let result = packed.add(blocks, content).map(|()| share);
-                if done.send(result).is_err() {
-                    return;
-                }
+    /// The next share to compress, which is waited for; `None` if there will be no more.
+    fn next(&self) -> Option<(u64, Share)> {
+        let mut state = self.state();
+        loop {
+            if state.closed {
+                return None;
             }
-        })?;
-        Ok(Lane { shares: Some(shares), results, thread: Some(thread) })
+            if let Some(next) = state.todo.pop_front() {
+                return Some(next);
+            }
+            state.idle += 1;
+            state = self.more.wait(state).unwrap_or_else(PoisonError::into_inner);
+            state.idle -= 1;
+        }
+    }
+
+    fn pack(&self, number: u64, mut share: Share) {
+        let mut report = Report { shared: self, number, result: None };
+        let Share { content, packed } = &mut share;
+        report.result = Some(packed.add(self.blocks, content).map(|()| share));
     }
 }
 
-impl Drop for Lane {
+/// Tells what became of a share, whatever happens.
+struct Report<'s> {
+    shared: &'s Shared,
+    number: u64,
+    result: Option<io::Result<Share>>,
+}
+
+impl Drop for Report<'_> {
     fn drop(&mut self) {
-        self.shares = None;
-        if let Some(thread) = self.thread.take() {
-            // It has nothing more to say; one that panicked was noticed when its result was missing.
+        let result = self.result.take();
+        let result =
+            result.unwrap_or_else(|| Err(io::Error::other("a thread that compresses died")));
+        let mut state = self.shared.state();
+        let place = usize::try_from(self.number - state.taken).unwrap_or(usize::MAX);
+        if let Some(slot) = state.results.get_mut(place) {
+            *slot = Some(result);
+        }
+        let is_wanted = state.wanted;
+        drop(state);
+        if is_wanted {
+            self.shared.done.notify_one();
+        }
+    }
+}
+
+impl Drop for Pipeline {
+    fn drop(&mut self) {
+        let mut state = self.shared.state();
+        state.closed = true;
+        state.todo.clear();
+        drop(state);
+        self.shared.more.notify_all();
+        for thread in self.threads.drain(..) {
+            // It has nothing more to say; one that panicked has told so as its result.
             let _ = thread.join();
         }
     }

@@ -1,12 +1,14 @@
 //! Reading a ZFile: its jump table, and blocks one by one or in runs.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::cell::Cell;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use kiln_block::{BlockSource, ByteLen, ByteOffset, DeviceError};
 
+use super::ahead::{Reading, Streams};
 use super::cache::BlockCache;
 use super::codec::Codec;
+use super::crew::crew;
 use super::header::{self, BLOCK_CRC_SEED, Header, crc, is_sealed};
 use crate::input::u32_at;
 use crate::{Input, LayerError};
@@ -17,16 +19,28 @@ const STRIDE: usize = 16;
 const SPAN: u64 = 128 << 10;
 /// Content that one of several threads unpacks before it comes back for more.
 const PIECE: u64 = 128 << 10;
-/// What a sequential reader gets ahead of its needs, and the largest read that goes through the cache.
+/// Content that is read ahead for a reader in sequence, at first and at most; it stays compressed.
+const FIRST_AHEAD: u64 = 16 << 10;
 const AHEAD: u64 = 128 << 10;
+/// Larger reads are unpacked where they are wanted, and not kept.
+const KEPT: usize = 64 << 10;
 /// Reads from this size on are decompressed by several threads.
-const PARALLEL: usize = 1 << 20;
+const PARALLEL: usize = 512 << 10;
+
+thread_local! {
+    // Fresh memory for each read would cost more than unpacking does. Whoever finds them taken, because one file lies in
+    // another, gets empty ones.
+    static PACKED: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
+    static UNPACKED: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
+}
 
 /// A ZFile that is open for reading: what it unpacks to, as a disk.
 #[derive(Debug)]
 pub struct ZFile {
     input: Input,
     header: Header,
+    /// Blocks that hold content; the jump table may have more.
+    blocks: u64,
     /// Compressed bytes of each block, with its CRC.
     lens: Vec<u32>,
     /// Where every sixteenth block starts.
@@ -34,10 +48,7 @@ pub struct ZFile {
     cache: Arc<BlockCache>,
     owner: u64,
     threads: usize,
-    /// The block a sequential reader asks for next.
-    expected: AtomicU64,
-    /// Buffers for compressed bytes, one for each thread that has read at the same time.
-    spare: Mutex<Vec<Vec<u8>>>,
+    streams: Streams,
 }
 
 /// Whether the input starts like a ZFile.
@@ -83,14 +94,14 @@ impl ZFile {
         let owner = cache.new_owner();
         Ok(ZFile {
             input,
+            blocks: header.content_size.div_ceil(u64::from(header.block_size)),
             header,
             lens,
             starts,
             cache,
             owner,
             threads: threads.max(1),
-            expected: AtomicU64::new(0),
-            spare: Mutex::default(),
+            streams: Streams::new(),
         })
     }
 
@@ -116,7 +127,7 @@ impl ZFile {
 
     /// How many blocks there are.
     pub fn blocks(&self) -> u64 {
-        self.header.content_size.div_ceil(self.block_bytes())
+        self.blocks
     }
 
     /// Its name in errors.
@@ -136,6 +147,11 @@ impl ZFile {
             .collect()
     }
 
+    /// A block has two to this bytes: shifts are quicker than divisions.
+    fn block_bits(&self) -> u32 {
+        self.header.block_size.trailing_zeros()
+    }
+
     fn block_bytes(&self) -> u64 {
         u64::from(self.header.block_size)
     }
@@ -152,15 +168,11 @@ impl ZFile {
         self.starts[base] + before.iter().map(|len| u64::from(*len)).sum::<u64>()
     }
 
-    fn spare(&self) -> std::sync::MutexGuard<'_, Vec<Vec<u8>>> {
-        self.spare.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Decompresses a run of whole blocks into `out`, on one thread.
     fn unpack(&self, first: u64, count: u64, out: &mut [u8]) -> Result<(), DeviceError> {
-        let mut packed = self.spare().pop().unwrap_or_default();
+        let mut packed = PACKED.take();
         let unpacked = self.unpack_through(&mut packed, first, count, out);
-        self.spare().push(packed);
+        PACKED.set(packed);
         unpacked
     }
 
@@ -194,17 +206,7 @@ impl ZFile {
             for (len, block) in lens.iter().zip(next..) {
                 let (head, tail) = out.split_at_mut(self.len_of(block));
                 let bytes = &packed[within..within + *len as usize];
-                let unpacked = self.unpack_one(bytes, head);
-                let unpacked = unpacked
-                    .or_else(|rule| self.unpack_again(start + within as u64, *len, head, rule));
-                unpacked.map_err(|rule| DeviceError::Damaged {
-                    at: ByteOffset::new(block * self.block_bytes()),
-                    found: format!(
-                        "{}, block {block} at byte {}: {rule}",
-                        self.name(),
-                        self.input.position(start + within as u64)
-                    ),
-                })?;
+                self.unpack_block(block, start + within as u64, bytes, head)?;
                 within += *len as usize;
                 out = tail;
             }
@@ -213,13 +215,41 @@ impl ZFile {
         Ok(())
     }
 
+    /// Unpacks a block whose compressed bytes were read at `at`.
+    #[inline]
+    fn unpack_block(
+        &self,
+        block: u64,
+        at: u64,
+        packed: &[u8],
+        out: &mut [u8],
+    ) -> Result<(), DeviceError> {
+        let unpacked = self.unpack_one(packed, out);
+        let unpacked = unpacked.or_else(|rule| self.unpack_again(at, packed.len(), out, rule));
+        unpacked.map_err(|rule| DeviceError::Damaged {
+            at: ByteOffset::new(block * self.block_bytes()),
+            found: format!(
+                "{}, block {block} at byte {}: {rule}",
+                self.name(),
+                self.input.position(at)
+            ),
+        })
+    }
+
     /// Unpacks a block once more after it was wrong, if there is another copy of it.
-    fn unpack_again(&self, at: u64, len: u32, out: &mut [u8], rule: String) -> Result<(), String> {
-        let mut packed = vec![0; len as usize];
+    #[cold]
+    fn unpack_again(
+        &self,
+        at: u64,
+        len: usize,
+        out: &mut [u8],
+        rule: String,
+    ) -> Result<(), String> {
+        let mut packed = vec![0; len];
         let mut outcome = Err(rule);
         // Whoever has other copies knows when to stop; this is for those who do not.
         for _ in 0..16 {
-            if outcome.is_ok() || !self.input.distrust(at, u64::from(len)) {
+            if outcome.is_ok() || !self.input.distrust(at, len as u64) {
                 break;
             }
             self.input.read_at(at, &mut packed).map_err(|error| error.to_string())?;
@@ -251,72 +281,131 @@ impl ZFile {
         let piece = (PIECE / self.block_bytes()).max(1);
         let parts = out.chunks_mut(index(piece * self.block_bytes()));
         let parts = Mutex::new((first..first + count).step_by(index(piece)).zip(parts));
+        // Pieces are taken in order, so the first damage is always among what is found.
+        let damage: Mutex<Option<(u64, DeviceError)>> = Mutex::default();
         let work = || {
             loop {
                 let next = parts.lock().unwrap_or_else(PoisonError::into_inner).next();
-                let Some((from, part)) = next else { return Ok(()) };
+                let Some((from, part)) = next else { return };
                 let blocks = piece.min(first + count - from);
-                self.unpack(from, blocks, part).map_err(|error| (from, error))?;
+                let Err(error) = self.unpack(from, blocks, part) else { continue };
+                let mut damage = damage.lock().unwrap_or_else(PoisonError::into_inner);
+                if damage.as_ref().is_none_or(|(before, _)| from < *before) {
+                    *damage = Some((from, error));
+                }
+                return;
             }
         };
         let others = self.threads.min(index(count.div_ceil(piece))) - 1;
-        let results: Vec<Result<(), (u64, DeviceError)>> = std::thread::scope(|scope| {
-            let workers: Vec<_> = (0..others).map(|_| scope.spawn(work)).collect();
-            let mine = work();
-            let join = |worker: std::thread::ScopedJoinHandle<'_, _>| {
-                worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-            };
-            std::iter::once(mine).chain(workers.into_iter().map(join)).collect()
-        });
-        // Pieces are taken in order, so the first damage is always among what was found.
-        let first_error = results.into_iter().filter_map(Result::err).min_by_key(|error| error.0);
-        first_error.map_or(Ok(()), |(_, error)| Err(error))
+        crew().run(others, &work);
+        let damage = damage.into_inner().unwrap_or_else(PoisonError::into_inner);
+        damage.map_or(Ok(()), |(_, error)| Err(error))
     }
 
-    /// Bytes of one block, through the cache. A reader that comes for the block after its last one
-    /// finds those behind it unpacked already.
-    fn read_cached(&self, block: u64, from: usize, out: &mut [u8]) -> Result<(), DeviceError> {
-        let sequential = self.expected.swap(block + 1, Ordering::Relaxed) == block;
+    /// How many whole blocks lie in so many bytes from the start of a block, and how many bytes these are. The last
+    /// block of all may be short.
+    fn whole_blocks(&self, block: u64, room: usize) -> (u64, usize) {
+        let count = room as u64 >> self.block_bits();
+        let bytes = index(count << self.block_bits());
+        let after = block + count;
+        match after < self.blocks() {
+            true if room - bytes >= self.len_of(after) => (count + 1, bytes + self.len_of(after)),
+            _ => (count, bytes),
+        }
+    }
+
+    /// A part of a block, whose rest is wanted soon in all likelihood.
+    fn read_part(&self, block: u64, from: usize, out: &mut [u8]) -> Result<(), DeviceError> {
         if self.cache.copy((self.owner, block), from, out) {
+            self.streams.note(block + 1);
             return Ok(());
         }
-        let ahead = if sequential { (AHEAD / self.block_bytes()).max(1) } else { 1 };
-        let count = ahead.min(self.blocks() - block);
-        // Fresh memory for each read would cost more than unpacking does.
-        let mut unpacked = self.spare().pop().unwrap_or_default();
-        let kept = self.unpack_and_keep(block, count, &mut unpacked);
-        if kept.is_ok() {
-            out.copy_from_slice(&unpacked[from..from + out.len()]);
+        let mut spare = UNPACKED.take();
+        let len = self.len_of(block);
+        if spare.len() < len {
+            spare.resize(len, 0);
         }
-        self.spare().push(unpacked);
-        kept
+        let unpacked = match self.streams.of(block) {
+            Some(reading) => self.read_in_sequence(reading, block, 1, &mut spare[..len]),
+            None => {
+                self.streams.note(block + 1);
+                self.unpack(block, 1, &mut spare[..len])
+            }
+        };
+        if unpacked.is_ok() {
+            self.cache.keep((self.owner, block), &spare[..len]);
+            out.copy_from_slice(&spare[from..from + out.len()]);
+        }
+        UNPACKED.set(spare);
+        unpacked
     }
 
-    /// Unpacks a block, and those behind it as far as that is possible, and puts them into the cache.
-    fn unpack_and_keep(
-        &self,
-        block: u64,
-        count: u64,
-        unpacked: &mut Vec<u8>,
-    ) -> Result<(), DeviceError> {
-        let last = self.len_of(block + count - 1);
-        let size = index((count - 1) * self.block_bytes()) + last;
-        if unpacked.len() < size {
-            unpacked.resize(size, 0);
+    /// A few whole blocks.
+    fn read_blocks(&self, first: u64, count: u64, out: &mut [u8]) -> Result<(), DeviceError> {
+        if let Some(reading) = self.streams.of(first) {
+            return self.read_in_sequence(reading, first, count, out);
         }
-        let unpacked = &mut unpacked[..size];
-        // Damage further on is reported to whoever asks for it.
-        let count = match self.unpack(block, count, unpacked) {
-            Err(_) if count > 1 => {
-                self.unpack(block, 1, &mut unpacked[..self.len_of(block)])?;
-                1
+        self.streams.note(first + count);
+        let size = index(self.block_bytes());
+        let mut missing = 0;
+        for block in first..first + count {
+            let at = index(block - first) * size;
+            let len = self.len_of(block);
+            if !self.cache.copy((self.owner, block), 0, &mut out[at..at + len]) {
+                missing += 1;
+                continue;
             }
-            Err(error) => return Err(error),
-            Ok(()) => count,
-        };
-        let blocks = unpacked.chunks(self.header.block_size as usize);
-        for (bytes, number) in blocks.zip(block..block + count) {
-            self.cache.keep((self.owner, number), bytes);
+            self.unpack_and_keep(
+                block - missing,
+                missing,
+                &mut out[at - index(missing) * size..at],
+            )?;
+            missing = 0;
+        }
+        let at = index(count - missing) * size;
+        self.unpack_and_keep(first + count - missing, missing, &mut out[at..])
+    }
+
+    fn unpack_and_keep(&self, first: u64, count: u64, out: &mut [u8]) -> Result<(), DeviceError> {
+        if count == 0 {
+            return Ok(());
+        }
+        self.unpack(first, count, out)?;
+        let blocks = out.chunks(self.header.block_size as usize);
+        for (bytes, block) in blocks.zip(first..first + count) {
+            self.cache.keep((self.owner, block), bytes);
+        }
+        Ok(())
+    }
+
+    /// Whole blocks for a reader who will come for those behind them, too.
+    fn read_in_sequence(
+        &self,
+        mut reading: Reading<'_>,
+        first: u64,
+        count: u64,
+        out: &mut [u8],
+    ) -> Result<(), DeviceError> {
+        let end = first + count;
+        let mut out = out;
+        for block in first..end {
+            let at_first = (FIRST_AHEAD / self.block_bytes()).max(end - block);
+            let most = (AHEAD / self.block_bytes()).max(1).min(self.blocks() - block);
+            if let Some(ahead) = reading.wanted(at_first, most) {
+                let lens = &self.lens[index(block)..index(block + ahead)];
+                let len = lens.iter().map(|len| *len as usize).sum();
+                let start = self.packed_start(index(block));
+                let filled =
+                    reading.fill((ahead, start, len), |bytes| self.input.read_at(start, bytes));
+                if filled.is_err() {
+                    // What is not asked for yet need not be readable.
+                    return self.unpack(block, end - block, out);
+                }
+            }
+            let (head, tail) = out.split_at_mut(self.len_of(block));
+            let (at, packed) = reading.take(self.lens[index(block)] as usize);
+            self.unpack_block(block, at, packed, head)?;
+            out = tail;
         }
         Ok(())
     }
@@ -412,30 +501,22 @@ impl BlockSource for ZFile {
 
     fn read(&self, at: u64, out: &mut [u8]) -> Result<(), DeviceError> {
         let (mut at, mut out) = (at, out);
-        let direct = out.len() as u64 > AHEAD;
         while !out.is_empty() {
-            let block = at / self.block_bytes();
-            let from = index(at % self.block_bytes());
-            let len = self.len_of(block);
-            let take = if direct && from == 0 && out.len() >= len {
-                // As many whole blocks as fit; the last of all may be short.
-                let mut take = index((out.len() as u64 / self.block_bytes()) * self.block_bytes());
-                let mut count = take as u64 / self.block_bytes();
-                let after = block + count;
-                if after < self.blocks() && out.len() - take >= self.len_of(after) {
-                    take += self.len_of(after);
-                    count += 1;
-                }
-                self.unpack_parallel(block, count, &mut out[..take])?;
-                self.expected.store(block + count, Ordering::Relaxed);
-                take
+            let (block, from) = (at >> self.block_bits(), index(at & (self.block_bytes() - 1)));
+            let (count, whole) =
+                if from == 0 { self.whole_blocks(block, out.len()) } else { (0, 0) };
+            let part = out.len().min(self.len_of(block) - from);
+            let (head, tail) = out.split_at_mut(if count == 0 { part } else { whole });
+            if count == 0 {
+                self.read_part(block, from, head)?;
+            } else if whole <= KEPT {
+                self.read_blocks(block, count, head)?;
             } else {
-                let take = out.len().min(len - from);
-                self.read_cached(block, from, &mut out[..take])?;
-                take
-            };
-            at += take as u64;
-            out = &mut out[take..];
+                self.unpack_parallel(block, count, head)?;
+                self.streams.note(block + count);
+            }
+            at += head.len() as u64;
+            out = tail;
         }
         Ok(())
     }

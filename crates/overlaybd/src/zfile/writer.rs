@@ -145,10 +145,10 @@ impl<W: Write + Seek> ZFileWriter<W> {
             self.collect()?;
         }
         self.content_size += self.pending.len() as u64;
-        match &mut self.pipeline {
-            Some(pipeline) => pipeline.put(&mut self.pending),
-            None => Ok(()),
+        if let Some(pipeline) = &mut self.pipeline {
+            pipeline.put(&mut self.pending);
         }
+        Ok(())
     }
 
     /// Writes the next share that is compressed; `false` if there is none.
