@@ -58,7 +58,14 @@ const RULES: &[Rule] = &[
     rule(
         "kiln-store",
         3,
-        &["kiln-parallax", "kiln-overlaybd", "kiln-qcow2", "kiln-export", "kiln-block"],
+        &[
+            "kiln-parallax",
+            "kiln-overlaybd",
+            "kiln-registry",
+            "kiln-qcow2",
+            "kiln-export",
+            "kiln-block",
+        ],
     ),
     rule("kiln-image", 2, &["kiln-model", "kiln-block"]),
     rule("kiln-parallax", 2, &["kiln-block"]),
@@ -74,6 +81,23 @@ const RULES: &[Rule] = &[
     // Units only.
     rule("kiln-model", 1, &["kiln-block"]),
     rule("kiln-block", 0, &[]),
+    // What is fuzzed, in tests.
+    rule(
+        "kiln-fuzz-replay",
+        5,
+        &[
+            "kiln-store",
+            "kiln-history",
+            "kiln-image",
+            "kiln-export",
+            "kiln-overlaybd",
+            "kiln-registry",
+            "kiln-qcow2",
+            "kiln-vm",
+            "kiln-model",
+            "kiln-block",
+        ],
+    ),
     // Checks the others from outside, so it can use none of them.
     rule("xtask", 0, &[]),
 ];

@@ -18,7 +18,7 @@ use std::time::Duration;
 use kiln_block::testing::Dice;
 use kiln_block::{BlockDevice, ByteLen, ByteOffset, FileDevice};
 use kiln_store::{
-    Frontend, Lease, Opened, Owner, Reply, Request, Serve, Start, Store, tell_readiness,
+    Frontend, Layers, Lease, Opened, Owner, Reply, Request, Serve, Start, Store, tell_readiness,
 };
 
 use peers::{Run, Server, fio, peak_memory, qemu, run};
@@ -63,7 +63,7 @@ fn main() -> ExitCode {
 
 /// The owner of a pool, in a process of its own as ever.
 fn own(pool: &Path) -> ExitCode {
-    match Owner::open(pool) {
+    match Owner::open(pool, &Layers::default()) {
         Ok(Opened::Owner(owner)) => {
             tell_readiness(None);
             owner.run(Duration::from_secs(2)).unwrap();

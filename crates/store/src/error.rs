@@ -236,6 +236,10 @@ impl From<PoolError> for Refusal {
             PoolError::TooNew { .. } | PoolError::UnknownFeatures { .. } => Why::TooNew,
             PoolError::Damaged { .. } | PoolError::FreeMap { .. } => Why::Damaged,
             PoolError::NoSpace => Why::NoSpace,
+            PoolError::Flatten { source: DeviceError::NoSpace { .. }, .. } => Why::NoSpace,
+            PoolError::Base { .. } => Why::File,
+            PoolError::BaseTooLong { .. } => Why::Request,
+            PoolError::Stopped => Why::Stopped,
             _ => Why::Failed,
         };
         Refusal::of(why, &error)

@@ -15,6 +15,7 @@ use rustix::io::Errno;
 
 use crate::error::{Refusal, StoreError, Why};
 use crate::frontends::Serving;
+use crate::layered::Layers;
 use crate::measured::{Counters, Measured};
 use crate::name::{Name, TEMPORARY};
 use crate::operations::{self, open, operate};
@@ -58,14 +59,18 @@ struct InService {
     writable: bool,
 }
 
+fn options(layers: &Layers) -> PoolOptions {
+    PoolOptions { bases: Some(Arc::new(layers.clone())), ..PoolOptions::default() }
+}
+
 impl House {
     /// Opens a pool's file under its lock.
-    pub(crate) fn open(path: &Path, pid: u32) -> Result<House, PoolError> {
-        Pool::open_file(path, &PoolOptions::default()).map(|pool| House::new(pool, pid, None))
+    pub(crate) fn open(path: &Path, pid: u32, layers: &Layers) -> Result<House, PoolError> {
+        Pool::open_file(path, &options(layers)).map(|pool| House::new(pool, pid, None))
     }
 
     /// Opens a pool's file under its lock, and mends what can be mended.
-    pub(crate) fn repair(path: &Path) -> Result<House, PoolError> {
+    pub(crate) fn repair(path: &Path, layers: &Layers) -> Result<House, PoolError> {
         let failed = |source| PoolError::File { path: path.to_owned(), source };
         let lock = File::open(path).map_err(failed)?;
         match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
@@ -74,7 +79,7 @@ impl House {
             Err(errno) => return Err(failed(errno.into())),
         }
         let device = FileDevice::open(path, false)?;
-        let pool = Pool::repair(Arc::new(device), &PoolOptions::default())?;
+        let pool = Pool::repair(Arc::new(device), &options(layers))?;
         Ok(House::new(pool, 0, Some(lock)))
     }
 

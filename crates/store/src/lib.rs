@@ -26,6 +26,7 @@ mod frame;
 mod frontends;
 mod glance;
 mod house;
+mod layered;
 mod lease;
 mod measured;
 pub mod metrics;
@@ -41,6 +42,7 @@ pub use connection::{Parting, Watch};
 pub use door::DoorState;
 pub use error::{Cause, Refusal, StoreError, Why};
 pub use glance::glance;
+pub use layered::{LayeredBase, LayeredError, Layers};
 pub use lease::Lease;
 pub use measured::{Histogram, Measured, OperationFigures};
 pub use name::{Name, TEMPORARY};
@@ -48,7 +50,7 @@ pub use operations::{contents, operate};
 pub use owner::{Dismissal, Opened, Owner, detach, tell_readiness};
 pub use place::private_folder;
 pub use reply::{
-    DiskFigures, DiskStat, Kind, Node, PoolFigures, Range, Reply, Served, Snapshot, Space,
+    DiskBase, DiskFigures, DiskStat, Kind, Node, PoolFigures, Range, Reply, Served, Snapshot, Space,
 };
 pub use request::{
     BackingImage, Compression, Credentials, Format, Frontend, LayerCodec, LayerForm, NewDisk,

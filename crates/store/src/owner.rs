@@ -18,6 +18,7 @@ use crate::door::{Door, Inside};
 use crate::error::{Refusal, StoreError, Why};
 use crate::frame::{self, FrameError};
 use crate::house::{Guest, House};
+use crate::layered::Layers;
 use crate::place::{Listener, Place};
 use crate::reply::Reply;
 use crate::request::{Progress, Request, Stop};
@@ -114,7 +115,7 @@ fn refusal(error: &StoreError) -> Refusal {
 
 impl Owner {
     /// Opens a pool and a socket for its clients, as soon as no other process has it open.
-    pub fn open(pool: &Path) -> Result<Opened, StoreError> {
+    pub fn open(pool: &Path, layers: &Layers) -> Result<Opened, StoreError> {
         let pool = real(pool)?;
         let failed = |source| StoreError::Io {
             act: format!("listen beside pool {}", pool.display()),
@@ -123,7 +124,7 @@ impl Owner {
         let deadline = Instant::now() + PATIENCE;
         let mut pause = Duration::from_millis(2);
         let house = loop {
-            match House::open(&pool, std::process::id()) {
+            match House::open(&pool, std::process::id(), layers) {
                 Ok(house) => break Arc::new(house),
                 Err(kiln_parallax::PoolError::Busy { path }) => {
                     if Connection::open(&pool)?.is_some() {

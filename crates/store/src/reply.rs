@@ -152,12 +152,24 @@ pub struct DiskStat {
     pub throw_away: bool,
     /// The snapshot it evolved from, `NAME@SNAP`, where that still has a name.
     pub origin: Option<String>,
+    /// What it shows where nothing was written to it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub base: Option<DiskBase>,
     /// How much would become free without it, if that was asked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unique: Option<u64>,
     /// How many snapshots it has, if that was asked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub snapshots: Option<u64>,
+}
+
+/// An image outside of the pool that a disk shows where nothing was written to it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskBase {
+    /// What to call it.
+    pub image: String,
+    /// How much of it shows.
+    pub shown: u64,
 }
 
 /// A snapshot.
@@ -182,6 +194,9 @@ pub struct Node {
     pub name: String,
     /// The snapshot it evolved from.
     pub origin: Option<String>,
+    /// The image that shows where nothing was written to it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub base: Option<String>,
     /// How large it looks.
     pub size: u64,
     /// How much of it is mapped, its own or shared.

@@ -9,6 +9,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde::{Deserialize, Serialize};
 
+use crate::layered::LayeredBase;
+
 /// What is wanted.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "do", rename_all = "kebab-case", deny_unknown_fields)]
@@ -131,6 +133,22 @@ pub enum Request {
         /// A snapshot inside the image, by name or id, instead of what it is now.
         #[serde(default)]
         snapshot: Option<String>,
+    },
+    /// A disk on an overlaybd image, of which nothing is copied. Its layers are opened by whoever has the pool open.
+    /// Answer: [`Reply::Copied`](crate::Reply::Copied).
+    ImportLazy {
+        /// The disk's name.
+        name: String,
+        /// What to call the image.
+        image: String,
+        /// Where its layers are.
+        base: LayeredBase,
+    },
+    /// Copies what a disk shows of its base into the pool, after which it needs the base no more. Answer:
+    /// [`Reply::Copied`](crate::Reply::Copied).
+    Flatten {
+        /// The disk.
+        disk: String,
     },
     /// Writes a disk or snapshot to the empty file, or the pipe, that comes with the request. Answer:
     /// [`Reply::Copied`](crate::Reply::Copied).

@@ -16,10 +16,14 @@ use kiln_parallax::{Pool, PoolError, PoolOptions};
 use crate::connection::Connection;
 use crate::error::StoreError;
 use crate::house::{Guest, House};
+use crate::layered::Layers;
 use crate::lease::Lease;
 use crate::owner::{Readiness, real};
 use crate::reply::Reply;
 use crate::request::{Progress, Request, Serve, Stop};
+
+/// How long a pool may stay locked after its owner was asked to leave.
+const LEAVING: Duration = Duration::from_secs(30);
 
 /// How an owner is started, and how long is waited for the pool.
 #[derive(Debug, Clone)]
@@ -27,6 +31,7 @@ pub struct Start {
     command: Vec<OsString>,
     log: Option<PathBuf>,
     patience: Duration,
+    layers: Layers,
 }
 
 impl Start {
@@ -36,7 +41,15 @@ impl Start {
             command: command.into_iter().map(Into::into).collect(),
             log: None,
             patience: Duration::from_secs(30),
+            layers: Layers::default(),
         }
+    }
+
+    /// What opens the layers of bases where this process opens the pool itself.
+    #[must_use]
+    pub fn layers(mut self, layers: Layers) -> Start {
+        self.layers = layers;
+        self
     }
 
     /// Where its complaints go; by default nowhere.
@@ -79,7 +92,7 @@ impl Store {
             if let Some(store) = Store::connected(&path)? {
                 return Ok(store);
             }
-            match House::open(&path, 0) {
+            match House::open(&path, 0, &start.layers) {
                 // What a killed owner left is another owner's to look after, for it takes time.
                 Ok(house) if house.has_orphans() => {
                     drop(house);
@@ -148,16 +161,21 @@ impl Store {
     }
 
     /// Opens a pool whose free map or log is damaged, and mends it. An owner that nobody needs leaves for it.
-    pub fn repair(path: &Path) -> Result<Store, StoreError> {
-        Store::retire(path)?;
+    pub fn repair(path: &Path, layers: &Layers) -> Result<Store, StoreError> {
         let path = real(path)?;
-        match House::repair(&path) {
-            Ok(house) => Ok(Store { path, way: Way::Inside(Arc::new(house)) }),
-            Err(PoolError::Busy { .. }) => {
-                let holder = holder(&path);
-                Err(StoreError::Busy { path, holder })
+        let deadline = Instant::now() + LEAVING;
+        loop {
+            Store::retire(&path)?;
+            match House::repair(&path, layers) {
+                Ok(house) => return Ok(Store { path, way: Way::Inside(Arc::new(house)) }),
+                // Somebody was quicker.
+                Err(PoolError::Busy { .. }) if Instant::now() < deadline => {}
+                Err(PoolError::Busy { .. }) => {
+                    let holder = holder(&path);
+                    return Err(StoreError::Busy { path, holder });
+                }
+                Err(error) => return Err(error.into()),
             }
-            Err(error) => Err(error.into()),
         }
     }
 
@@ -172,19 +190,25 @@ impl Store {
     /// Makes the pool's owner leave, unless somebody needs it, and waits until it has left; false if there was none.
     pub fn retire(path: &Path) -> Result<bool, StoreError> {
         let path = real(path)?;
-        let Some(connection) = Connection::open(&path)? else { return Ok(false) };
-        let gone = connection.watch();
-        connection.ask(&Request::Leave, &[], &mut |_| {}, &Stop::new())?;
-        drop(connection);
-        if let Ok(gone) = gone {
-            let _ = gone.wait();
-        }
-        // The lock goes after the connection, with the last thing an owner does.
-        let deadline = Instant::now() + Duration::from_secs(30);
-        while is_locked(&path) && Instant::now() < deadline {
+        let deadline = Instant::now() + LEAVING;
+        let mut was_there = false;
+        loop {
+            if let Some(connection) = Connection::open(&path)? {
+                let gone = connection.watch();
+                connection.ask(&Request::Leave, &[], &mut |_| {}, &Stop::new())?;
+                drop(connection);
+                was_there = true;
+                if let Ok(gone) = gone {
+                    let _ = gone.wait();
+                }
+            }
+            // The lock is the last thing an owner lets go of: one that hangs up already may have it yet, and so may one
+            // that is about to listen.
+            if !is_locked(&path) || Instant::now() > deadline {
+                return Ok(was_there);
+            }
             std::thread::sleep(Duration::from_millis(5));
         }
-        Ok(true)
     }
 
     /// The pool's path, without links.

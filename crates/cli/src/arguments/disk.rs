@@ -46,6 +46,12 @@ pub(crate) enum DiskCommand {
     Stat(DiskNameArgs),
     Resize(DiskResizeArgs),
     Rename(DiskRenameArgs),
+    /// Copy the image that a disk is on into the pool, so that the disk needs it no more
+    ///
+    /// For a disk that `kiln disk import --lazy` made, or a clone of one. It may be used meanwhile. Zeros are not
+    /// copied, nor what was written since. The disk's snapshots stay on the image.
+    #[command(after_help = "Examples:\n  kiln disk flatten base")]
+    Flatten(DiskNameArgs),
     Rm(DiskRemoveArgs),
     /// Give the space of what was removed back now, instead of little by little
     #[command(after_help = "Examples:\n  kiln disk gc")]

@@ -12,10 +12,16 @@ use kiln_overlaybd::Uuid;
 ///
 /// A qcow2 image may name a backing file, any file that you may read. It is opened only if it is in the
 /// image's folder, unless `--backing` says otherwise.
+///
+/// With `--lazy`, SOURCE is an overlaybd image: a config.v1.json, a layer, or an image of a registry. Nothing of it is
+/// copied: the disk shows it where nothing was written, and so do snapshots and clones. The layers have to stay what
+/// and where they are; those of a registry are fetched as they are read. `kiln disk flatten` ends that.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   kiln disk import root.img base
   kiln disk import debian-12.qcow2 base
+  kiln disk import --lazy root/config.v1.json base
+  kiln disk import --lazy registry.example/disks/root:1 base
   kiln disk import machine.qcow2 before --snapshot before-upgrade
   sudo kiln disk import /dev/sdb stick --pool /srv/disks.pool")]
 pub(crate) struct DiskImportArgs {
@@ -38,6 +44,18 @@ pub(crate) struct DiskImportArgs {
     /// Which backing files of a qcow2 image may be read
     #[arg(long, value_name = "WHICH", value_enum, default_value_t)]
     pub(crate) backing: Backing,
+
+    /// Copy nothing: make the disk on an overlaybd image
+    #[arg(long, help_heading = "Layers", conflicts_with_all = ["from_format", "snapshot", "backing"])]
+    pub(crate) lazy: bool,
+
+    /// Reach the registry without TLS, as those on this machine are reached anyway
+    #[arg(long, help_heading = "Layers", requires = "lazy")]
+    pub(crate) plain_http: bool,
+
+    /// Where names and passwords are, as docker and podman keep them; by default where these would look
+    #[arg(long, value_name = "FILE", help_heading = "Layers", requires = "lazy")]
+    pub(crate) auth_file: Option<PathBuf>,
 }
 
 /// What an image is.

@@ -1,13 +1,16 @@
 //! Operations on disks and snapshots alone.
 
+use std::ops::ControlFlow;
+
 use kiln_block::ByteLen;
-use kiln_parallax::{DiskInfo, DiskOptions, Durability, Pool};
+use kiln_parallax::{DiskInfo, DiskOptions, Durability, NewBase, Pool};
 
 use super::refuse_reserved;
 use crate::error::{Refusal, StoreError, Why};
+use crate::layered::{self, LayeredBase};
 use crate::name::Name;
-use crate::reply::{DiskStat, Node, Reply, Snapshot};
-use crate::request::NewDisk;
+use crate::reply::{DiskBase, DiskStat, Node, Reply, Snapshot};
+use crate::request::{NewDisk, Progress, Stop};
 
 /// Disks are made of whole ones.
 const BLOCK: u64 = 4096;
@@ -42,6 +45,33 @@ pub(super) fn create(
     Ok(Reply::Done)
 }
 
+/// A disk that shows an image where nothing is written to it.
+pub(super) fn on_base(
+    pool: &Pool,
+    name: &str,
+    image: &str,
+    base: &LayeredBase,
+) -> Result<Reply, StoreError> {
+    let described = base.describe();
+    let base = NewBase { kind: layered::KIND, name: image, description: &described };
+    let size = pool.create_on_base(name, &base, &DiskOptions::default())?;
+    Ok(Reply::Copied { size: size.get(), source_size: size.get(), written: 0 })
+}
+
+pub(super) fn flatten(
+    pool: &Pool,
+    disk: &str,
+    on_progress: &mut dyn FnMut(Progress),
+    stop: &Stop,
+) -> Result<Reply, StoreError> {
+    let size = pool.stat(disk)?.size.get();
+    let copied = pool.flatten(disk, &mut |done, total| {
+        on_progress(Progress { done: done.get(), total: total.get() });
+        if stop.is_stopped() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    })?;
+    Ok(Reply::Copied { size, source_size: size, written: copied.get() })
+}
+
 pub(super) fn clone(
     pool: &Pool,
     (disk, snapshot): (&str, &str),
@@ -63,6 +93,7 @@ fn described(disk: DiskInfo) -> DiskStat {
         created: disk.created,
         throw_away: disk.durability == Durability::None,
         origin: disk.origin.map(|(disk, snapshot)| format!("{disk}@{snapshot}")),
+        base: disk.base.map(|base| DiskBase { image: base.name, shown: base.shown.get() }),
         unique: None,
         snapshots: None,
     }
@@ -97,6 +128,7 @@ pub(super) fn tree(pool: &Pool) -> Vec<Node> {
             nodes.push(Node {
                 name: format!("{}@{}", disk.name, snapshot.name),
                 origin: snapshot.origin.map(|(disk, snapshot)| format!("{disk}@{snapshot}")),
+                base: snapshot.base.map(|base| base.name),
                 size: snapshot.size.get(),
                 referenced: snapshot.referenced.get(),
                 created: snapshot.created,
@@ -105,6 +137,7 @@ pub(super) fn tree(pool: &Pool) -> Vec<Node> {
         }
         nodes.push(Node {
             origin: disk.origin.map(|(disk, snapshot)| format!("{disk}@{snapshot}")),
+            base: disk.base.map(|base| base.name),
             name: disk.name,
             size: disk.size.get(),
             referenced: disk.referenced.get(),

@@ -75,6 +75,11 @@ pub fn operate(
             let files = images::files(file()?, (path, format), backing, &mut file)?;
             images::import(pool, &name, files, snapshot.as_deref(), on_progress, stop)?
         }
+        Request::ImportLazy { name, image, base } => {
+            refuse_reserved(&name)?;
+            disks::on_base(pool, &name, &image, &base)?
+        }
+        Request::Flatten { disk } => disks::flatten(pool, &disk, on_progress, stop)?,
         Request::Export { name, format, file: path, compress, pipe } => {
             let how = images::How { format, compress, pipe };
             images::export(pool, &name, how, (file()?, &path), on_progress, stop)?

@@ -7,7 +7,8 @@ use std::time::Duration;
 use kiln_block::ByteLen;
 use kiln_parallax::{Pool, PoolOptions};
 use kiln_store::{
-    Dismissal, NewDisk, Opened, Owner, Refusal, Reply, Request, Start, Store, StoreError, Why,
+    Dismissal, Layers, NewDisk, Opened, Owner, Refusal, Reply, Request, Start, Store, StoreError,
+    Why,
 };
 
 /// So long that nobody leaves by itself.
@@ -35,7 +36,8 @@ impl Place {
     }
 
     pub(crate) fn own(&self, idle: Duration) -> House {
-        let Opened::Owner(owner) = Owner::open(&self.pool).expect("it works") else {
+        let Opened::Owner(owner) = Owner::open(&self.pool, &Layers::default()).expect("it works")
+        else {
             panic!("somebody owns it already");
         };
         let dismissal = owner.dismissal();

@@ -39,7 +39,7 @@ pub(crate) fn disk(session: &Session, args: &DiskArgs) -> Result<Exit, Failure> 
         DiskCommand::Receive(args) => stream::receive(session, &path, args),
         DiskCommand::Verify(args) => transfer::verify(session, &path, args),
         DiskCommand::Repair => {
-            let store = Store::repair(&path).map_err(pool::refused)?;
+            let store = Store::repair(&path, &pool::layers(session)).map_err(pool::refused)?;
             for loss in store.losses() {
                 terminal::say(&format!("lost: {}", hostile::line(loss)));
             }
@@ -77,6 +77,7 @@ pub(crate) fn disk(session: &Session, args: &DiskArgs) -> Result<Exit, Failure> 
             pool::ask(&open()?, request)?;
             done(session, json!({"name": to, "was": from}), || format!("{from} is called {to}"))
         }
+        DiskCommand::Flatten(args) => transfer::flatten(session, &path, &args.name),
         DiskCommand::Rm(args) => remove(session, &open()?, args),
         DiskCommand::Gc => collect(session, &open()?),
     }
@@ -110,6 +111,7 @@ fn info_json(disk: &DiskStat) -> Value {
         "name": disk.name, "size": disk.size, "referenced": disk.referenced,
         "written": disk.written, "quota": disk.quota, "created": disk.created,
         "throw_away": disk.throw_away, "origin": disk.origin,
+        "base": disk.base.as_ref().map(|base| json!({"image": base.image, "shown": base.shown})),
     })
 }
 
@@ -205,6 +207,7 @@ fn stat(session: &Session, store: &Store, name: &str) -> Result<Exit, Failure> {
     let bytes = |bytes: u64| ByteLen::new(bytes).to_string();
     let limit = if info.quota == 0 { "none".to_owned() } else { bytes(info.quota) };
     let flushes = if info.throw_away { "do nothing" } else { "are durable" };
+    let base = info.base.map(|base| format!("{} of {}", bytes(base.shown), base.image));
     for (what, value) in [
         ("size", bytes(info.size)),
         ("referenced", bytes(info.referenced)),
@@ -213,6 +216,7 @@ fn stat(session: &Session, store: &Store, name: &str) -> Result<Exit, Failure> {
         ("quota", limit),
         ("flushes", flushes.to_owned()),
         ("origin", info.origin.unwrap_or_else(|| "none".to_owned())),
+        ("base", base.unwrap_or_else(|| "none".to_owned())),
         ("snapshots", snapshots.to_string()),
     ] {
         terminal::out_line(&format!("{what:<17} {}", hostile::line(&value)))?;

@@ -6,7 +6,7 @@ use std::time::Duration;
 use kiln_model::scenario::TimeLimit;
 use kiln_store::{Opened, Owner, Store, detach, tell_readiness};
 
-use super::pool::refused;
+use super::pool::{self, refused};
 use crate::arguments::DiskOwnArgs;
 use crate::exit::Exit;
 use crate::failure::Failure;
@@ -15,9 +15,9 @@ use crate::signals;
 use crate::terminal;
 
 /// `kiln disk own`
-pub(super) fn own(session: &Session, pool: &Path, args: &DiskOwnArgs) -> Result<Exit, Failure> {
+pub(super) fn own(session: &Session, path: &Path, args: &DiskOwnArgs) -> Result<Exit, Failure> {
     if args.leave {
-        let was_there = Store::retire(pool).map_err(refused)?;
+        let was_there = Store::retire(path).map_err(refused)?;
         terminal::say(if was_there { "the owner has left" } else { "the pool has no owner" });
         return Ok(Exit::Success);
     }
@@ -26,7 +26,7 @@ pub(super) fn own(session: &Session, pool: &Path, args: &DiskOwnArgs) -> Result<
     if args.detached {
         detach();
     }
-    let opened = Owner::open(pool).inspect_err(|error| {
+    let opened = Owner::open(path, &pool::layers(session)).inspect_err(|error| {
         if args.detached {
             tell_readiness(Some(error));
         }

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use kiln_block::ByteLen;
 use kiln_model::scenario::nearest;
-use kiln_store::{Name, Node, Reply, Request, Start, Store, StoreError, Why};
+use kiln_store::{Layers, Name, Node, Reply, Request, Start, Store, StoreError, Why};
 
 use crate::exit::Exit;
 use crate::failure::{Explain as _, Failure};
@@ -41,12 +41,18 @@ pub(crate) fn path(session: &Session, chosen: Option<&Path>) -> PathBuf {
     }
 }
 
+/// What opens the layers of images that disks are on. They are kept where mounted images keep theirs.
+pub(crate) fn layers(session: &Session) -> Layers {
+    Layers::kept_in(session.home.cache().join("layers"))
+}
+
 /// How an owner of a pool is started: this program, once more.
 pub(crate) fn start(session: &Session) -> Start {
     let program = std::env::current_exe().unwrap_or_else(|_| PathBuf::from("kiln"));
     let program = program.into_os_string();
     Start::new([program, "disk".into(), "own".into(), "--detached".into()])
         .log(session.home.cache().join("disk-owner.log"))
+        .layers(layers(session))
 }
 
 /// Opens the pool for something short: by its owner if it has one, else here.

@@ -1,16 +1,19 @@
 //! `kiln disk import`, `export`, `verify` and `repair`: disks and files.
 
 use std::fs::File;
+use std::io::Read as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
 use indicatif::{ProgressBar, ProgressStyle};
 use kiln_block::{ByteLen, FileDevice};
+use kiln_overlaybd::LayerError;
 use kiln_qcow2::Qcow2Error;
 use kiln_qcow2::chain::{self, Allow, Link};
+use kiln_registry::{Reference, RegistryError};
 use kiln_store::{
-    BackingImage, Compression, Format, LayerCodec, LayerForm, Progress, Range, Reply, Request,
-    Stop, Store, contents::BLOCK,
+    BackingImage, Compression, Format, LayerCodec, LayerForm, LayeredBase, LayeredError, Progress,
+    Range, Reply, Request, Stop, Store, contents::BLOCK,
 };
 use serde_json::json;
 use tempfile::NamedTempFile;
@@ -128,12 +131,99 @@ fn image(path: &Path) -> Result<File, Failure> {
     File::open(path).tried(|| format!("cannot open disk {}", path.display())).exits(Exit::Usage)
 }
 
+/// What a disk on an image is made on: a configuration, a layer, or an image of a registry.
+fn layered(session: &Session, args: &DiskImportArgs) -> Result<LayeredBase, Failure> {
+    let auth_file = args.auth_file.as_ref().map(|file| session.folder.join(file));
+    let path = session.folder.join(&args.source);
+    let opened = if path.exists() {
+        let mut first = [0];
+        let read = File::open(&path).and_then(|mut file| file.read(&mut first));
+        match read.is_ok() && first == *b"{" {
+            true => LayeredBase::of_config(&path, auth_file, args.plain_http),
+            false => LayeredBase::of_files(&[path]),
+        }
+    } else {
+        let word = args.source.to_string_lossy();
+        let reference: Option<Reference> = word.parse().ok();
+        // A single word is rather a file that is not there.
+        let Some(reference) = reference.filter(|_| word.contains(['/', ':'])) else {
+            let text = format!("{word:?} is neither a file nor an image of a registry");
+            let hint = "an image is HOST/NAME:TAG, such as localhost:5000/disks/root:1";
+            return Err(Failure::new(Exit::Usage, text).hint(hint));
+        };
+        LayeredBase::of_image(&reference, args.plain_http, auth_file)
+    };
+    opened.map_err(unusable)
+}
+
+/// What it means that disks cannot be made on an image.
+fn unusable(error: LayeredError) -> Failure {
+    use RegistryError as No;
+    let exit = match &error {
+        LayeredError::Registry(No::Denied { .. } | No::Credentials { .. }) => Exit::Setup,
+        LayeredError::Registry(No::Reference(_) | No::Missing { .. } | No::Unsupported { .. }) => {
+            Exit::Usage
+        }
+        LayeredError::Registry(No::WrongBytes { .. }) => Exit::Unsound,
+        LayeredError::Registry(_) => Exit::InfrastructureBroke,
+        LayeredError::Layer(LayerError::Damaged { .. }) => Exit::Unsound,
+        _ => Exit::Usage,
+    };
+    let is_silent = matches!(error, LayeredError::Registry(No::Unreachable { .. }));
+    let failure = Failure::from(anyhow::Error::new(error)).with_exit(exit);
+    match is_silent {
+        true => failure.hint("a registry without TLS takes --plain-http"),
+        false => failure,
+    }
+}
+
+/// `kiln disk import --lazy`
+fn import_lazy(session: &Session, path: &Path, args: &DiskImportArgs) -> Result<Exit, Failure> {
+    let name = pool::disk(&args.name)?;
+    let base = layered(session, args)?;
+    pool::make(path)?;
+    let store = pool::owner(session, path)?;
+    let image = args.source.to_string_lossy().into_owned();
+    let request = Request::ImportLazy { name: name.to_owned(), image: image.clone(), base };
+    let reply = ask(&store, request, Vec::new())?;
+    let Reply::Copied { size, .. } = reply else {
+        return Err(pool::unexpected(&reply));
+    };
+    if session.json() {
+        session.out_json(&json!({"name": name, "size": size, "base": image}))?;
+    } else {
+        let (name, size, image) = (hostile::line(name), ByteLen::new(size), hostile::line(&image));
+        terminal::out_line(&format!("made {name}, {size}, on {image}, which has to stay"))?;
+    }
+    Ok(Exit::Success)
+}
+
+/// `kiln disk flatten`
+pub(super) fn flatten(session: &Session, path: &Path, name: &str) -> Result<Exit, Failure> {
+    let name = pool::disk(name)?;
+    let store = pool::owner(session, path)?;
+    let reply = ask(&store, Request::Flatten { disk: name.to_owned() }, Vec::new())?;
+    let Reply::Copied { size, written, .. } = reply else {
+        return Err(pool::unexpected(&reply));
+    };
+    if session.json() {
+        session.out_json(&json!({"name": name, "size": size, "written": written}))?;
+    } else {
+        let (name, written) = (hostile::line(name), ByteLen::new(written));
+        terminal::out_line(&format!("{name} needs no image any more; {written} were copied"))?;
+    }
+    Ok(Exit::Success)
+}
+
 /// `kiln disk import`
 pub(super) fn import(
     session: &Session,
     path: &Path,
     args: &DiskImportArgs,
 ) -> Result<Exit, Failure> {
+    if args.lazy {
+        return import_lazy(session, path, args);
+    }
     let name = pool::disk(&args.name)?;
     let mut files = Vec::new();
     let mut backing = Vec::new();

@@ -100,6 +100,7 @@ pub(super) mod tests {
         let node = |(name, origin): &(&str, &str)| Node {
             name: (*name).to_owned(),
             origin: (!origin.is_empty()).then(|| (*origin).to_owned()),
+            base: None,
             size: 10 << 30,
             referenced: 3 << 20,
             created: 0,

@@ -57,6 +57,6 @@ fn node_json(node: &Node) -> Value {
     json!({
         "name": node.name, "disk": disk, "snapshot": snapshot, "origin": node.origin,
         "size": node.size, "referenced": node.referenced, "created": node.created,
-        "served": node.served,
+        "served": node.served, "base": node.base,
     })
 }

@@ -51,7 +51,13 @@ pub(super) fn draw(forest: &Forest, paint: Paint<'_>) -> Vec<String> {
         let size = kiln_block::ByteLen::new(node.size).to_string();
         let used = mebibytes(node.referenced);
         let served = if node.served { paint(Tone::Good, "  served") } else { String::new() };
-        format!("{}{name}{padding} {size:>8} {used:>11} used{served}", paint(Tone::Dim, &row.0))
+        // What all of a line is on is said where the line begins.
+        let inherited = forest.parents[at].and_then(|parent| forest.nodes[parent].base.as_ref());
+        let base = node.base.as_ref().filter(|base| inherited != Some(*base));
+        let base = base.map(|base| paint(Tone::Dim, &format!("  on {}", hostile::line(base))));
+        let base = base.unwrap_or_default();
+        let branch = paint(Tone::Dim, &row.0);
+        format!("{branch}{name}{padding} {size:>8} {used:>11} used{base}{served}")
     };
     rows.iter().enumerate().map(row).collect()
 }
@@ -64,6 +70,17 @@ mod tests {
     fn drawn(named: &[(&str, &str)]) -> String {
         let rows = draw(&Forest::of(nodes(named)), &|_, text| text.to_owned());
         rows.join("\n")
+    }
+
+    #[test]
+    fn an_image_that_disks_are_on_is_named_where_their_line_begins() {
+        let mut nodes = nodes(&[("base@ready", ""), ("base", "base@ready"), ("own", "")]);
+        for node in &mut nodes[..2] {
+            node.base = Some("layers/config.v1.json".to_owned());
+        }
+        let rows = draw(&Forest::of(nodes), &|_, text| text.to_owned());
+        let named = |row: &String| row.ends_with("used  on layers/config.v1.json");
+        assert_eq!(rows.iter().map(named).collect::<Vec<_>>(), [true, false, false]);
     }
 
     #[test]
