@@ -75,7 +75,7 @@ pub fn build(request: &BuildRequest, tell: &mut dyn FnMut(&str)) -> Result<Built
             root::look_at_kernel(&kernel, &mut seen)?;
             tell(&format!("kernel: picked {}", kernel.image.display()));
             tell(&format!("kernel: kernel_version {}", kernel.release));
-            let drivers = Drivers::choose(&kernel, bootable, contents.has_udev())?;
+            let drivers = Drivers::choose(&kernel, bootable)?;
             settle(&mut seen)?;
             let mut tree = contents.tree(&appliance, system, modified)?;
             root::add_modules(&mut tree, &kernel, &bootable.kernels, modified)?;

@@ -32,24 +32,6 @@ const DEVICES: [&str; 14] = [
     "virtio_rng",
     "virtio_net",
 ];
-/// What udev loads in such machines at once, for the processor and the chipset. Where it runs, they are better loaded from
-/// here: in the root disk they are packed, and a translated machine takes longest to unpack them.
-const LOADED_BY_UDEV: [&str; 14] = [
-    "button",
-    "qemu_fw_cfg",
-    "ata_generic",
-    "i2c_piix4",
-    "kvm_amd",
-    "kvm_intel",
-    "aesni_intel",
-    "ghash_clmulni_intel",
-    "crct10dif_pclmul",
-    "crc32_pclmul",
-    "crc32c_intel",
-    "sha1_ssse3",
-    "sha256_ssse3",
-    "sha512_ssse3",
-];
 /// File systems that read ext2, the best first.
 const FILE_SYSTEMS: [&str; 2] = ["ext2", "ext4"];
 
@@ -68,20 +50,10 @@ pub(super) struct Drivers {
 }
 
 impl Drivers {
-    /// Chooses for a root disk with udev on it or without.
-    pub(super) fn choose(
-        kernel: &Kernel,
-        bootable: &Bootable,
-        has_udev: bool,
-    ) -> Result<Drivers, SuperminError> {
+    pub(super) fn choose(kernel: &Kernel, bootable: &Bootable) -> Result<Drivers, SuperminError> {
         let modules = Modules::open(kernel, &bootable.kernels)?.with_firmware_from(Vec::new());
-        let others = if has_udev { &LOADED_BY_UDEV[..] } else { &[] };
-        let wanted: Vec<Wanted> = DEVICES
-            .iter()
-            .chain(others)
-            .chain(&FILE_SYSTEMS)
-            .map(|name| Wanted::optional(*name))
-            .collect();
+        let wanted: Vec<Wanted> =
+            DEVICES.iter().chain(&FILE_SYSTEMS).map(|name| Wanted::optional(*name)).collect();
         // A kernel with ext2's own driver needs no other.
         let own = modules.closure(&[Wanted::optional(FILE_SYSTEMS[0])])?;
         let wanted = if own.absent.is_empty() { &wanted[..wanted.len() - 1] } else { &wanted[..] };

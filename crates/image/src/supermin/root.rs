@@ -2,7 +2,6 @@
 //! and the modules of its kernel.
 
 use std::collections::HashSet;
-use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
@@ -101,12 +100,6 @@ impl Contents {
             contents.package_list = Some(lines.collect());
         }
         Ok(contents)
-    }
-
-    /// Whether udev is there, which loads what devices want.
-    pub(super) fn has_udev(&self) -> bool {
-        let is_udev = |name: &OsStr| name == "systemd-udevd" || name == "udevd";
-        self.paths.iter().any(|path| path.file_name().is_some_and(is_udev))
     }
 
     /// All of it as a tree.
