@@ -323,6 +323,30 @@ Version: 1
         );
     }
 
+    /// What a reader loses who takes the first alternative, knows no provided names, and looks for `perl:any`.
+    #[test]
+    fn what_is_needed_is_found_though_it_is_written_in_another_way() {
+        let package = |name: &str, more: &str| {
+            format!("Package: {name}\nStatus: install ok installed\nVersion: 1\n{more}\n\n")
+        };
+        let status = [
+            package("tool", "Depends: perl:any, lsb-base, usrmerge | usr-is-merged"),
+            package("perl", ""),
+            package("sysvinit-utils", "Provides: lsb-base (= 11.1.0)"),
+            package("usr-is-merged", ""),
+        ]
+        .concat();
+        let names = ["tool", "perl", "sysvinit-utils", "usr-is-merged"];
+        let lists = names.map(|name| (format!("{name}.list"), String::new()));
+        let lists: Vec<(&str, &str)> =
+            lists.iter().map(|(name, list)| (name.as_str(), list.as_str())).collect();
+        let root = system(&status, &lists);
+        let closure = Packages::read(root.path()).unwrap().closure(["tool"]).unwrap();
+        let found: Vec<&str> = closure.packages.iter().map(|(name, _)| name.as_str()).collect();
+        assert_eq!(found, ["perl", "sysvinit-utils", "tool", "usr-is-merged"]);
+        assert!(closure.notes.is_empty(), "{:?}", closure.notes);
+    }
+
     #[test]
     fn a_provided_name_has_a_version_only_where_its_package_says_so() {
         let root = system(STATUS, &LISTS);

@@ -18,6 +18,8 @@ use crate::packages::{Closure, System};
 
 /// Where all packages are named, if that is wanted.
 const PACKAGE_LIST: &str = "/packagelist";
+/// So many names are told where more files were left out.
+const NAMES_TOLD: usize = 3;
 /// Where modules are, below which the release.
 const MODULES: &str = "/lib/modules";
 
@@ -75,7 +77,7 @@ impl Contents {
             paths: Vec::new(),
             package_list: None,
         };
-        let mut unreadable = 0;
+        let mut unreadable = Vec::new();
         for path in paths {
             let real = real(system, &path);
             match fs::symlink_metadata(&real) {
@@ -84,13 +86,18 @@ impl Contents {
                     seen.add(Input { path: real, listed: false, stamp });
                     contents.paths.push(path);
                 }
-                Ok(_) => unreadable += 1,
+                Ok(_) => unreadable.push(path.display().to_string()),
                 // What was left out when it was installed, or removed since.
                 Err(_) => seen.add(Input { path: real, listed: false, stamp: None }),
             }
         }
-        if unreadable > 0 {
-            let note = format!("{unreadable} files that this user may not read are left out");
+        if !unreadable.is_empty() {
+            let count = unreadable.len();
+            unreadable.truncate(NAMES_TOLD);
+            let (names, more) =
+                (unreadable.join(", "), if count > NAMES_TOLD { ", …" } else { "" });
+            let note =
+                format!("{count} files that this user may not read are left out: {names}{more}");
             contents.notes.push(note);
         }
         tell(&format!("build: {} files, after removing unreadable files", contents.paths.len()));
