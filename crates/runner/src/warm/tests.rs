@@ -84,10 +84,12 @@ fn damage_is_told_and_never_used() {
         ("machine", &|path| fs::write(path, b"no machine").unwrap()),
         ("machine", &|path| File::options().write(true).open(path).unwrap().set_len(100).unwrap()),
         ("memory", &|path| fs::remove_file(path).unwrap()),
-        // The same bytes, but written by somebody.
+        // The same bytes, but written by somebody; a coarse clock could make both as old.
         ("memory", &|path| {
             fs::remove_file(path).unwrap();
             fs::write(path, b"memory").unwrap();
+            let file = File::options().write(true).open(path).unwrap();
+            file.set_modified(std::time::UNIX_EPOCH).unwrap();
         }),
     ];
     for (kind, harm) in harm {
