@@ -7,23 +7,29 @@ use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
-use crate::kiln::{Ended, Kiln, ended};
+use tempfile::TempDir;
+
+use crate::kiln::{Ended, ended};
 
 /// Nobody, on every system.
 const NOBODY: u32 = 65_534;
 
 /// A place with a secret in it, and a user who may not read that.
 struct User {
-    kiln: Kiln,
+    folder: TempDir,
     program: File,
 }
 
 impl User {
     fn new() -> User {
-        let kiln = Kiln::new();
-        let folder = kiln.folder();
-        kiln.write("source/open", "for everybody\n");
-        let secret = kiln.write("source/secret", "not for everybody\n");
+        // Where everybody gets to, whatever folder for temporary files the tests are given.
+        let made = tempfile::Builder::new().prefix("kiln-").tempdir_in("/tmp");
+        let made = made.expect("a temporary folder");
+        let folder = made.path();
+        fs::create_dir(folder.join("source")).expect("a folder");
+        fs::write(folder.join("source/open"), "for everybody\n").expect("a file");
+        let secret = folder.join("source/secret");
+        fs::write(&secret, "not for everybody\n").expect("a file");
         fs::create_dir(folder.join("home")).expect("a folder");
         for (path, mode) in [("", 0o755), ("source", 0o755), ("source/open", 0o644)] {
             fs::set_permissions(folder.join(path), Permissions::from_mode(mode)).expect("ours");
@@ -33,11 +39,11 @@ impl User {
             chown(folder.join("home"), Some(NOBODY), Some(NOBODY)).expect("root may");
         }
         let program = File::open(env!("CARGO_BIN_EXE_kiln")).expect("it was built");
-        User { kiln, program }
+        User { folder: made, program }
     }
 
     fn path(&self, name: &str) -> PathBuf {
-        self.kiln.folder().join(name)
+        self.folder.path().join(name)
     }
 
     /// Runs `kiln` as this user, in its home.
@@ -88,7 +94,8 @@ fn an_unreadable_file_of_a_directory_is_named_with_its_cure_and_of_a_pattern_lef
 fn an_appliance_is_built_without_what_its_user_may_not_read() {
     let user = User::new();
     let pattern = user.path("source/*").display().to_string();
-    user.kiln.write("supermin.d/hostfiles", format!("{pattern}\n"));
+    fs::create_dir(user.path("supermin.d")).expect("a folder");
+    fs::write(user.path("supermin.d/hostfiles"), format!("{pattern}\n")).expect("a file");
     let build = ["supermin", "--build", "-v", "-f", "chroot", "../supermin.d", "-o", "out"];
     user.run(&build).exits(0).complains(&["1 files that this user may not read are left out"]);
     let inside = |name: &str| {
@@ -96,7 +103,8 @@ fn an_appliance_is_built_without_what_its_user_may_not_read() {
         user.path("home/out").join(path.strip_prefix("/").expect("it is absolute"))
     };
     assert!(inside("open").exists() && !inside("secret").exists());
-    let hidden = user.kiln.write("supermin.d/packages", "bash\n");
+    let hidden = user.path("supermin.d/packages");
+    fs::write(&hidden, "bash\n").expect("a file");
     fs::set_permissions(&hidden, Permissions::from_mode(0o000)).expect("ours");
     user.run(&build).exits(101).complains(&[
         "cannot open",
