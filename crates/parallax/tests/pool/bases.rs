@@ -275,9 +275,12 @@ fn who_reads_and_writes_while_a_disk_is_flattened_notices_nothing() {
                 assert_eq!(found[512..], wanted[512..]);
             }
         });
-        disk.write_at(at(504), &[9; 4096]).unwrap();
-        pool.flatten("a", &mut |_, _| ControlFlow::Continue(())).unwrap();
+        let written = disk.write_at(at(504), &[9; 4096]);
+        let flattened = pool.flatten("a", &mut |_, _| ControlFlow::Continue(()));
+        // Nobody waits for a reader that is never told.
         done.store(true, Ordering::Release);
+        written.unwrap();
+        flattened.unwrap();
     });
     assert_eq!(content_of(&disk).unwrap(), wanted);
     is_clean(&pool);
