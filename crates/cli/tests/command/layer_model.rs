@@ -41,6 +41,7 @@ impl Dice {
 
 /// A disk as a file that the kernel asks for; gone when this is dropped.
 struct Mounted {
+    disk: Arc<dyn BlockDevice>,
     // The file is closed before the folder goes.
     file: File,
     mount: fuse::Mount,
@@ -52,12 +53,12 @@ impl Mounted {
         let is_writable = !disk.is_read_only();
         let folder = tempfile::Builder::new().prefix("kiln-").tempdir_in("/tmp");
         let folder = folder.expect("a folder");
-        let exports = Exports::one("disk", Export::new(disk)).expect("it has a name");
+        let exports = Exports::one("disk", Export::new(Arc::clone(&disk))).expect("it has a name");
         let mount = fuse::Mount::start(folder.path(), exports)
             .unwrap_or_else(|error| panic!("it takes /dev/fuse, and root or fuse3: {error:?}"));
         let path = mount.path_of("disk").expect("it is the only one");
         let file = File::options().read(true).write(is_writable).open(path);
-        Mounted { file: file.expect("it can be opened"), mount, _folder: folder }
+        Mounted { disk, file: file.expect("it can be opened"), mount, _folder: folder }
     }
 
     fn holds(&self, mirror: &[u8], when: &str) {
@@ -67,12 +68,16 @@ impl Mounted {
         assert_eq!(differs, None, "{when}");
     }
 
-    /// Waits until the kernel is done with it.
+    /// Waits until nobody has the disk any more, so that it can be opened anew.
     fn unmount(self) {
-        let Mounted { file, mount, .. } = self;
+        let Mounted { disk, file, mount, .. } = self;
         file.sync_all().expect("it can be kept");
         drop(file);
-        assert!(!mount.stop(), "nobody else uses it");
+        // The kernel closes files at leisure.
+        mount.stop();
+        while Arc::strong_count(&disk) > 1 {
+            std::thread::yield_now();
+        }
     }
 }
 

@@ -288,6 +288,10 @@ fn a_mount_that_fails_leaves_nothing_and_says_why() {
     mount("empty.obd").exits(96).complains(&["cannot mount the file system", "mnt"]);
     place.is_clean();
     mount("nothing").exits(2).complains(&["neither a file nor an image"]);
+    place.run(&["layer", "create", "up.data", "up.index"]).exits(0);
+    let half = ["layer", "mount", "--upper", "up.data", "base.obd"];
+    place.run(&half).exits(2).complains(&["needs its index file", "--upper-index"]);
+    place.run(&["layer", "umount", "--all"]).exits(0).complains(&["nothing was mounted"]);
     let nowhere = place.image(place.server.address());
     mount(&nowhere).exits(2).complains(&["is not in the registry"]);
     mount("disk.img").exits(102);

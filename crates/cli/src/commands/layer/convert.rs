@@ -26,7 +26,7 @@ pub(crate) fn convert(session: &Session, args: &LayerConvertArgs) -> Result<Exit
     let name = names(&args.layers);
     if args.to == Target::Overlaybd {
         let (Source::Image(disk) | Source::Files(disk)) = source else {
-            let text = format!("{name} is made of layers already");
+            let text = format!("this is made of layers already: {name}");
             return Err(Failure::new(Exit::Usage, text).hint("kiln layer merge takes layers"));
         };
         let sealing = sealing(&args.sealing, None)?;

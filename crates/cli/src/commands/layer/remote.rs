@@ -33,7 +33,8 @@ pub(super) fn unreached(error: RegistryError) -> Failure {
         RegistryError::Stopped => Exit::Interrupted,
         _ => Exit::InfrastructureBroke,
     };
-    let is_silent = matches!(error, RegistryError::Unreachable { .. });
+    let is_silent =
+        matches!(&error, RegistryError::Unreachable { url, .. } if url.starts_with("https:"));
     let failure = Failure::from(error).with_exit(exit);
     match is_silent {
         true => failure.hint("a registry without TLS takes --plain-http"),
@@ -126,8 +127,13 @@ pub(super) fn open(
         let index = args.upper_index.as_ref().map(|index| session.folder.join(index));
         let opened = Upper::open(&session.folder.join(data), index.as_deref());
         let opened = opened.map_err(|error| {
-            refused(error)
-                .hint("kiln layer create makes an upper; without --size it takes the image's")
+            let hint = match &error {
+                LayerError::Refused(why) if why.ends_with("needs its index file") => {
+                    "add --upper-index INDEX"
+                }
+                _ => "kiln layer create makes an upper; without --size it takes the image's",
+            };
+            refused(error).hint(hint)
         });
         opened.map(Some)
     };

@@ -33,6 +33,9 @@ pub(crate) fn umount(session: &Session, args: &LayerUmountArgs) -> Result<Exit, 
         let found = all.iter().find(|found| is_meant(found, &session.folder.join(target)));
         chosen.push(found.ok_or_else(|| not_mounted(target, &all))?);
     }
+    if chosen.is_empty() && !session.json() {
+        terminal::say("nothing was mounted");
+    }
     let mut ended = Vec::new();
     for found in chosen {
         end(found)?;
