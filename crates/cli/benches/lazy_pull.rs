@@ -5,9 +5,11 @@
 #![expect(clippy::print_stdout, reason = "figures for people")]
 #![expect(clippy::unwrap_used, reason = "a benchmark ends where something is not as it must be")]
 
+mod content;
+
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
@@ -45,7 +47,7 @@ impl Bench {
         let program = program.unwrap_or_else(|| env!("CARGO_BIN_EXE_kiln").into()).into();
         let mut bench = Bench { folder, program, server: Server::start(), size: 0 };
         let tree = bench.path("tree");
-        fill(&tree);
+        content::fill(&tree, CONTENT);
         let image = bench.path("disk.img");
         fs::File::create(&image).unwrap().set_len(1 << 30).unwrap();
         let mut mkfs = Command::new("/sbin/mke2fs");
@@ -131,30 +133,6 @@ impl Bench {
 
 fn millis(time: Duration) -> f64 {
     time.as_secs_f64() * 1000.0
-}
-
-/// Takes files from /usr, in the order of their names, until there are enough.
-fn fill(tree: &Path) {
-    let mut left = CONTENT;
-    let mut folders = vec![PathBuf::from("/usr")];
-    while let Some(folder) = folders.pop() {
-        let to = tree.join(folder.strip_prefix("/").unwrap());
-        fs::create_dir_all(&to).unwrap();
-        let mut entries: Vec<_> = fs::read_dir(&folder).unwrap().map(Result::unwrap).collect();
-        entries.sort_by_key(fs::DirEntry::file_name);
-        for entry in entries {
-            let found = entry.metadata().unwrap();
-            if found.is_dir() {
-                folders.push(entry.path());
-            } else if found.is_file() && found.len() <= left && found.len() < 64 << 20 {
-                left -= found.len().next_multiple_of(4096).min(left);
-                let target = to.join(entry.file_name());
-                if fs::hard_link(entry.path(), &target).is_err() {
-                    fs::copy(entry.path(), &target).unwrap();
-                }
-            }
-        }
-    }
 }
 
 fn main() -> ExitCode {

@@ -148,3 +148,41 @@ fn a_layer_applied_to_others_holds_little_more_than_what_it_changes() {
     let left: Vec<_> = names.filter(|name| name.to_string_lossy().starts_with(".kiln")).collect();
     assert!(left.is_empty(), "{left:?}");
 }
+
+/// A journal would be another copy of all that changes.
+#[test]
+fn a_small_change_of_a_file_system_with_a_journal_makes_a_small_layer() {
+    let room = Room::new();
+    let tree = room.path().join("tree");
+    fs::create_dir(&tree).unwrap();
+    for n in 0..200 {
+        fs::write(tree.join(n.to_string()), vec![b'a' + n % 26; 3000]).unwrap();
+    }
+    let mut mke2fs = std::process::Command::new("/sbin/mke2fs");
+    mke2fs.args(["-q", "-t", "ext4", "-b", "4096", "-d"]).arg(&tree);
+    let made = mke2fs.arg(room.path().join("base.img")).arg("64M").output().unwrap();
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    let names = ["1", "60", "120", "199", "new", "newer"];
+    let change = archive(&names.map(|name| (name, Entry::File(b"as it is now"))));
+    fs::write(room.path().join("change.tar"), change).unwrap();
+    let run = |words: &[&str]| {
+        let ended = room.run(words);
+        assert_eq!(ended.code, 0, "{words:?}: {}{}", ended.stdout, ended.stderr);
+        ended.stdout
+    };
+    run(&["layer", "convert", "--to", "overlaybd", "--output", "base.obd", "base.img"]);
+    run(&["layer", "apply", "change.tar", "base.obd", "--output", "top.obd", "--compress", "none"]);
+    let told = run(&["layer", "inspect", "top.obd", "--format", "json"]);
+    let told: serde_json::Value = serde_json::from_str(&told).unwrap();
+    let data = told["data"].as_u64().unwrap();
+    assert!((512..64 << 10).contains(&data), "six small changes are {data} bytes");
+    run(&["layer", "convert", "--to", "raw", "--output", "all.img", "base.obd", "top.obd"]);
+    let image = room.path().join("all.img");
+    for name in names {
+        assert_eq!(debugfs(&image, &format!("cat /{name}")), "as it is now", "{name}");
+    }
+    assert_eq!(debugfs(&image, "cat /2"), "c".repeat(3000));
+    let mut fsck = std::process::Command::new("/sbin/e2fsck");
+    let fsck = fsck.args(["-f", "-n"]).arg(&image).output().unwrap();
+    assert!(fsck.status.success(), "{}", String::from_utf8_lossy(&fsck.stdout));
+}
