@@ -500,7 +500,10 @@ mod tests {
     #[test]
     fn a_machine_without_disks_keeps_its_memory_to_itself() {
         let line = lines(&VmSpec { disks: Vec::new(), ..spec() });
-        assert!(!line.contains("share=on") && line.contains("-machine q35,sata=off,smbus=off\n"), "{line}");
+        assert!(
+            !line.contains("share=on") && line.contains("-machine q35,sata=off,smbus=off\n"),
+            "{line}"
+        );
     }
 
     #[test]
