@@ -131,7 +131,7 @@ fn unequipped(error: EquipError) -> Failure {
     // A mistake in the manifest is the user's, a missing file this machine's, the rest ours.
     let (exit, hint) = match &error {
         _ if is_full(&error) => (Exit::BuildFailed, "df -h; kiln image prune"),
-        EquipError::Kernel(_) => (Exit::BuildFailed, "kiln kernel ls"),
+        EquipError::Kernel(_) | EquipError::Drivers(_) => (Exit::BuildFailed, "kiln kernel ls"),
         EquipError::Image { source, .. } => match **source {
             ImageError::Manifest(_) => (Exit::Usage, "docs/manifest.md describes every key"),
             ImageError::Closure(ClosureError::Base(_)) => (
