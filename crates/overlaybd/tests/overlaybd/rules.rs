@@ -117,10 +117,13 @@ fn sealed(tar: &mut [u8], at: usize) {
     put(tar, at + 148, format!("{sum:06o}\0 ").as_bytes());
 }
 
+/// A name, bytes and where they go, which header's checksum that asks for, and the place and rule that are told.
+type Lie<'a> = (&'a str, usize, &'a [u8], usize, usize, &'a str);
+
 #[test]
 fn every_lie_of_a_tar_is_named_with_its_place() {
     let pax = kept("d_tar/pax.tar");
-    let cases: [(&str, usize, &[u8], usize, usize, &str); 5] = [
+    let cases: [Lie<'_>; 5] = [
         ("long record", 124, b"00000001001\0", 0, 124, "the pax record is larger than 512 bytes"),
         ("no number", 124, b"00000000zzz\0", 0, 124, "the pax record is larger than 512 bytes"),
         ("no length", 512, b"size=45088\n\0\0", 0, 512, "a pax record starts with no length"),
