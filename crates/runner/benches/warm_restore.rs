@@ -208,7 +208,8 @@ fn at_once(spec: &JobSpec, count: usize) -> (u64, usize) {
 fn main() -> ExitCode {
     let folder = tempfile::Builder::new().prefix("kiln-").tempdir_in("/tmp").unwrap();
     let image = kiln_model::testing::kernel();
-    let kernel = find(image.to_str(), &Host::this(), &KernelCache::new("/nonexistent")).unwrap();
+    let kernel =
+        find(image.to_str(), &Host::this(), &KernelCache::new("/dev/null/no-kernels")).unwrap();
     let stores = Stores {
         kernels: KernelCache::new(folder.path().join("kernels")),
         images: ImageStore::open(&folder.path().join("images")).unwrap(),

@@ -152,7 +152,7 @@ fn outcome(agent: &Agent, exec: Exec) -> (String, ExitStatus) {
 
 pub(crate) fn kernel() -> Kernel {
     let image = kiln_model::testing::kernel();
-    kernel::find(image.to_str(), &Host::this(), &KernelCache::new("/nonexistent"))
+    kernel::find(image.to_str(), &Host::this(), &KernelCache::new("/dev/null/no-kernels"))
         .unwrap_or_else(|error| panic!("{error}"))
 }
 

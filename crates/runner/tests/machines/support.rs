@@ -29,7 +29,7 @@ impl Room {
     pub(crate) fn new() -> Room {
         let folder = tempfile::Builder::new().prefix("kiln-").tempdir_in("/tmp").unwrap();
         let image = kiln_model::testing::kernel();
-        let kernel = find(image.to_str(), &Host::this(), &KernelCache::new("/nonexistent"))
+        let kernel = find(image.to_str(), &Host::this(), &KernelCache::new("/dev/null/no-kernels"))
             .unwrap_or_else(|error| panic!("{error}"));
         let stores = Stores {
             kernels: KernelCache::new(folder.path().join("kernels")),
