@@ -12,7 +12,7 @@ fn a_kernel_uses_disks_over_nbd_ublk_and_fuse_as_it_would_any_other() {
     let room = Room::new();
     let scenarios = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../scenarios");
     let text = fs::read_to_string(scenarios.join("disk-frontends.toml")).unwrap();
-    let text = text.replace("/usr/bin/kiln", env!("CARGO_BIN_EXE_kiln"));
+    let text = text.replace("/usr/local/bin/kiln", env!("CARGO_BIN_EXE_kiln"));
     room.write("disk-frontends.toml", &text);
     let scripts = room.path().join("disk-frontends");
     fs::create_dir(&scripts).unwrap();

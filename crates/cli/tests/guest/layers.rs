@@ -11,7 +11,7 @@ fn a_kernel_reads_overlaybd_images_over_ublk_and_writes_layers_of_them() {
     let room = Room::new();
     let scenarios = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../scenarios");
     let text = fs::read_to_string(scenarios.join("overlaybd-ublk.toml")).unwrap();
-    let text = text.replace("/usr/bin/kiln", env!("CARGO_BIN_EXE_kiln"));
+    let text = text.replace("/usr/local/bin/kiln", env!("CARGO_BIN_EXE_kiln"));
     let data = scenarios.join("../crates");
     room.write("overlaybd-ublk.toml", &text.replace("../crates", data.to_str().unwrap()));
     let scripts = room.path().join("overlaybd-ublk");
