@@ -1,10 +1,11 @@
 //! Everything that can be checked about one sealed layer.
 
+use std::error::Error;
 use std::fmt;
 
 use crate::{Input, Layer, LayerError, OpenOptions};
 
-/// Something wrong with a layer.
+/// Something wrong with a layer; shown with its causes.
 #[derive(Debug)]
 pub enum Flaw {
     /// It cannot be opened.
@@ -18,11 +19,22 @@ pub enum Flaw {
 impl fmt::Display for Flaw {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Flaw::Unreadable(error) => fmt::Display::fmt(error, f),
-            Flaw::Lost(error) => fmt::Display::fmt(error, f),
+            Flaw::Unreadable(error) => with_causes(error, f),
+            Flaw::Lost(error) => with_causes(error, f),
             Flaw::Odd(what) => f.write_str(what),
         }
     }
+}
+
+/// Which rule was broken where may be what a failed read says of its cause.
+fn with_causes(error: &(dyn Error + 'static), f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    write!(f, "{error}")?;
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        write!(f, ": {error}")?;
+        cause = error.source();
+    }
+    Ok(())
 }
 
 /// Checks every rule and every block of a layer; returns at most about `limit` flaws.
